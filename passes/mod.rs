@@ -1,0 +1,138 @@
+//! The passes: one file or folder each, and the registry that names them.
+
+pub mod rtn;
+
+use crate::{
+    checkpoint::Dtype,
+    codec::{Codec, CodecError, CodedRows, MatrixParameters, RowSource, ScaleFormat},
+    layout::Activations,
+};
+
+/// Settings of one pass for one tensor, typed and complete.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Settings {
+    /// Round to nearest.
+    Rtn(rtn::Settings),
+}
+
+/// What is wrong with a setting; the recipe adds where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingError {
+    /// The offending key.
+    pub key: String,
+    /// What is wrong and what was expected.
+    pub message: String,
+}
+
+/// Kind of a pass: `transform* encoding?` is the grammar of what one tensor may go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Dense to dense.
+    Transform,
+    /// Dense to codes, at most one and last.
+    Encoding,
+}
+
+/// One registered pass.
+pub struct PassInfo {
+    /// Its `use` name.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Setting keys it knows, for the nearest-key help.
+    pub keys: &'static [&'static str],
+    /// What it takes when the rule has no `select`.
+    pub default_select: &'static [&'static str],
+    /// What it leaves out when the rule has no `skip`.
+    pub default_skip: &'static [&'static str],
+    /// Types and checks merged settings.
+    pub parse: fn(&toml::Table) -> Result<Settings, SettingError>,
+}
+
+/// All passes.
+pub const REGISTRY: &[PassInfo] = &[rtn::INFO];
+
+/// One matrix as a pass sees it at plan time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matrix {
+    /// Logical tensor name.
+    pub name: String,
+    /// Rows (output features), experts flattened.
+    pub rows: usize,
+    /// Columns (input features).
+    pub columns: usize,
+    /// Type of the dense weights.
+    pub dense_dtype: Dtype,
+    /// The layout's scale type for it.
+    pub scale: ScaleFormat,
+}
+
+/// A count of something that deviates from what was asked, by name (`scale-clamped`, …).
+pub type Deviations = std::collections::BTreeMap<&'static str, u64>;
+
+/// The result of encoding a stripe.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EncodedStripe {
+    /// The rows in codes.
+    pub rows: CodedRows,
+    /// What deviated.
+    pub deviations: Deviations,
+}
+
+/// Encodes one matrix, stripe by stripe, from many threads. Same input, same result, whatever the order.
+pub trait MatrixEncoder: Send + Sync {
+    /// Finds what must be known of the whole matrix before its rows are encoded. Returns at once where nothing must.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the weights cannot be encoded.
+    fn prepare(&self, source: &dyn RowSource) -> Result<MatrixParameters, CodecError>;
+    /// Encodes `rows` rows from `first_row`.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the weights cannot be encoded (a non-finite weight names row and column).
+    fn encode(
+        &self,
+        source: &dyn RowSource,
+        parameters: &MatrixParameters,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<EncodedStripe, CodecError>;
+}
+
+/// What an encoding makes of a set of matrices: their codecs, from settings and shapes alone where that is possible.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The number format.
+    pub codec: Codec,
+    /// The run-time treatment of activations.
+    pub activations: Activations,
+}
+
+impl Settings {
+    /// Whether choosing the codec needs the weights themselves (a bits-per-weight target over granularities, outliers
+    /// by σ); then the plan reads them once, and says so.
+    #[must_use]
+    pub fn needs_weights(&self) -> bool {
+        match self {
+            Self::Rtn(settings) => settings.needs_weights(),
+        }
+    }
+
+    /// The codec of one matrix from shapes alone. Only when [`Settings::needs_weights`] is false.
+    ///
+    /// # Errors
+    /// [`SettingError`] when the settings contradict the matrix or the layout's scale type.
+    pub fn codec(&self, matrix: &Matrix) -> Result<Choice, SettingError> {
+        match self {
+            Self::Rtn(settings) => settings.codec(matrix),
+        }
+    }
+
+    /// The encoder of one matrix.
+    #[must_use]
+    pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
+        match self {
+            Self::Rtn(settings) => settings.encoder(matrix, choice),
+        }
+    }
+}

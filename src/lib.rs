@@ -1,0 +1,31 @@
+//! bantam compresses language models offline: a checkpoint and a recipe in, a smaller checkpoint and a manifest out.
+//!
+//! The modules stand in the order in which data meets them; `docs/architecture.md` tells the whole way. Data flows one
+//! way: a pass never opens a file, a codec never sees a recipe, the writer knows no algorithm.
+#![deny(missing_docs)]
+
+pub mod error;
+pub mod platform;
+
+pub mod recipe;
+
+pub mod checkpoint;
+
+pub mod model;
+
+pub mod codec;
+
+pub mod layout;
+
+#[path = "../passes/mod.rs"]
+pub mod passes;
+
+pub mod plan;
+
+pub mod run;
+
+pub mod evaluate;
+pub mod linalg;
+pub mod manifest;
+
+pub use error::{Error, ExitCode, Result};

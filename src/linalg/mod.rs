@@ -1,0 +1,1 @@
+//! Decompositions behind one small trait.
