@@ -2,6 +2,7 @@
 //!
 //! Physical level: named tensors as stored. What they mean (codes, scales, dense weights) is [`crate::layout`]'s.
 
+pub mod config_text;
 mod dtype;
 
 pub use dtype::{Dtype, bits_of, decode_to_f32, is_float};
