@@ -65,6 +65,10 @@ pub struct Matrix {
     pub dense_dtype: Dtype,
     /// The layout's scale type for it.
     pub scale: ScaleFormat,
+    /// The smallest zero point that the layout stores (GPTQ v1 stores zero − 1, so 1; others 0).
+    pub minimum_zero_point: u8,
+    /// Whether the layout stores zero points that are not whole (HQQ).
+    pub float_zero_allowed: bool,
 }
 
 /// A count of something that deviates from what was asked, by name (`scale-clamped`, …).

@@ -148,7 +148,18 @@ pub trait RowSource: Send + Sync {
 
 /// What a codec cannot do.
 #[derive(Debug, thiserror::Error)]
-pub enum CodecError {}
+pub enum CodecError {
+    /// A weight is infinite or not a number.
+    #[error("the weight at row {row}, column {column} is {value}; only finite weights can be encoded")]
+    NonFinite {
+        /// Row of the first one found.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// The weight.
+        value: f32,
+    },
+}
 
 /// A dense float type as a scale format.
 impl From<ScaleFormat> for Dtype {
