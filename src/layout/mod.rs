@@ -27,6 +27,21 @@ pub enum LayoutName {
     Dense,
 }
 
+impl LayoutName {
+    /// The name that recipes use.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CompressedTensors => "compressed-tensors",
+            Self::Gptq => "gptq",
+            Self::GptqV2 => "gptq-v2",
+            Self::Awq => "awq",
+            Self::Bantam => "bantam",
+            Self::Dense => "dense",
+        }
+    }
+}
+
 /// How activations are quantized at run time; only recorded, never applied to weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,6 +117,19 @@ pub struct Piece {
     pub bytes: Vec<u8>,
 }
 
+impl Piece {
+    /// Copies the runs to their places in the whole tensor's bytes.
+    ///
+    /// # Panics
+    /// Panics when a run lies outside the tensor: a defect of the layout.
+    pub fn scatter(&self, tensor: &mut [u8]) {
+        for (index, run) in self.bytes.chunks(self.run.max(1)).enumerate() {
+            let start = (self.offset + index as u64 * self.stride) as usize;
+            tensor[start..start + run.len()].copy_from_slice(run);
+        }
+    }
+}
+
 /// Why a layout cannot hold a matrix in a codec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -126,6 +154,11 @@ pub trait Layout: Send + Sync {
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec>;
     /// Packs some rows. `rows.first_row` is a multiple of [`STRIPE_ALIGNMENT`], and so is `rows.rows` except at the end.
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece>;
+    /// Whether the pieces of consecutive stripes interleave in a tensor (GPTQ, AWQ pack along the input), so that the
+    /// writer has to gather whole tensors.
+    fn interleaves(&self) -> bool {
+        false
+    }
     /// The bytes that are known once per matrix (global scales, shapes, outliers, constant tensors).
     fn pack_parameters(&self, matrix: &MatrixSpec, parameters: &MatrixParameters) -> Vec<Piece>;
     /// The `quantization_config` for `config.json`, from all coded matrices and the names of the modules left dense.
