@@ -1,5 +1,214 @@
-//! The manifest: the proof of what was done.
+//! The manifest: the proof of what was done, `manifest.json` beside the tensors of every artifact.
+//!
+//! It holds what went in and what came out, each with its hash, and how far every tensor is from its source. It holds
+//! no time and no fact about the machine, so the same recipe on the same checkpoint gives the same manifest anywhere.
 
-/// Every way in which a manifest can be wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {}
+mod hash;
+mod read;
+
+pub use hash::ContentHash;
+pub use read::ManifestError;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    checkpoint::Dtype,
+    evaluate::ErrorFigures,
+    layout::{LayoutName, MatrixSpec},
+};
+
+/// The schema this version writes and reads.
+pub const SCHEMA: &str = "bantam.manifest/1";
+
+/// Name of the manifest's file in an artifact.
+pub const FILE_NAME: &str = "manifest.json";
+
+/// Name of the file with times and host facts, which no hash covers.
+pub const RUN_LOG_NAME: &str = "run.json";
+
+/// All of `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What wrote the artifact.
+    pub tool: Tool,
+    /// The recipe as resolved: presets expanded, defaults filled in.
+    pub recipe: serde_json::Value,
+    /// The artifact's layout.
+    pub layout: LayoutName,
+    /// Every tensor of the source, as stored there; by name.
+    pub inputs: Vec<InputTensor>,
+    /// Every logical tensor of the artifact; by name.
+    pub tensors: Vec<OutputTensor>,
+    /// Every other file of the artifact but this one and the run log; by name.
+    pub files: Vec<FileEntry>,
+    /// Where something else was done than asked for; by tensor, then kind.
+    pub fallbacks: Vec<Fallback>,
+    /// Sums over all tensors.
+    pub totals: Totals,
+}
+
+/// The program that wrote an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// `bantam`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+impl Default for Tool {
+    fn default() -> Self {
+        Self { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+/// One stored tensor of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputTensor {
+    /// Name in the file.
+    pub name: String,
+    /// File, relative to the checkpoint's folder.
+    pub file: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Hash of the stored bytes.
+    pub hash: ContentHash,
+}
+
+/// One logical tensor of the artifact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputTensor {
+    /// The dense tensor's name.
+    pub name: String,
+    /// Names of the stored source tensors it was made of.
+    pub source: Vec<String>,
+    /// The passes it went through, in order; none for a tensor that was copied.
+    pub passes: Vec<String>,
+    /// The number format in short (`int4-g128`), or the element type of a plain tensor (`bf16`).
+    pub codec: String,
+    /// The number format in full; `null` for a plain tensor.
+    pub matrix: Option<MatrixSpec>,
+    /// Shape of the dense tensor.
+    pub shape: Vec<usize>,
+    /// The stored tensors, in the layout's order.
+    pub parts: Vec<Part>,
+    /// Every stored bit over the number of weights; of an empty tensor 0.
+    pub bits_per_weight: f64,
+    /// How far it is from its source; `null` for a tensor that was copied.
+    pub error: Option<ErrorFigures>,
+    /// [`ContentHash::of_parts`] of the parts' hashes.
+    pub hash: ContentHash,
+}
+
+/// One stored tensor of the artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Name in the file.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Hash of the stored bytes.
+    pub hash: ContentHash,
+}
+
+/// One file beside the tensors: `config.json`, the index, the tokenizer, ….
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Name in the artifact's folder.
+    pub name: String,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Hash of the content.
+    pub hash: ContentHash,
+}
+
+/// Something that was done differently than asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fallback {
+    /// What happened, by a fixed name (`shape-kept-dense`, `scale-clamped`, …).
+    pub kind: String,
+    /// The logical tensor.
+    pub tensor: String,
+    /// How many times in it.
+    pub count: u64,
+    /// The same in a sentence.
+    pub message: String,
+}
+
+/// Sums over the whole artifact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// Number of logical tensors.
+    pub tensors: u64,
+    /// Of these, stored in codes.
+    pub compressed_tensors: u64,
+    /// Weights of all tensors.
+    pub weights: u64,
+    /// Of these, stored in codes.
+    pub compressed_weights: u64,
+    /// Every stored bit of the compressed tensors over their weights; `null` when nothing is compressed.
+    pub bits_per_weight: Option<f64>,
+    /// Bytes of all tensors of the source.
+    pub source_bytes: u64,
+    /// Bytes of all tensors of the artifact.
+    pub artifact_bytes: u64,
+}
+
+impl Manifest {
+    /// The text of `manifest.json`: lists sorted as documented, two-space indentation, a line feed at the end.
+    ///
+    /// # Errors
+    /// [`ManifestError::Unwritable`] when a figure is not a finite number, which JSON cannot hold.
+    pub fn to_json(&self) -> Result<String, ManifestError> {
+        self.check_finite()?;
+        let mut sorted = self.clone();
+        sorted.inputs.sort_by(|a, b| a.name.cmp(&b.name));
+        sorted.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        sorted.files.sort_by(|a, b| a.name.cmp(&b.name));
+        sorted.fallbacks.sort_by(|a, b| (&a.tensor, &a.kind).cmp(&(&b.tensor, &b.kind)));
+        let mut text = serde_json::to_string_pretty(&sorted)
+            .map_err(|source| ManifestError::Unwritable { key: "manifest".into(), message: source.to_string() })?;
+        text.push('\n');
+        Ok(text)
+    }
+
+    /// One logical tensor by name.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&OutputTensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    fn check_finite(&self) -> Result<(), ManifestError> {
+        for tensor in &self.tensors {
+            let error = tensor.error.map_or([0.0; 4], |e| [e.relative, e.snr_db.unwrap_or(0.0), e.max_abs, e.cosine]);
+            if !tensor.bits_per_weight.is_finite() || error.iter().any(|figure| !figure.is_finite()) {
+                return Err(ManifestError::Unwritable {
+                    key: format!("tensors.{}", tensor.name),
+                    message: "a figure of it is not a finite number".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
