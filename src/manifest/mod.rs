@@ -66,14 +66,12 @@ impl Default for Tool {
     }
 }
 
-/// One stored tensor of the source.
+/// One stored tensor of the source. How the source is cut into files is not in it: it does not decide any byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InputTensor {
     /// Name in the file.
     pub name: String,
-    /// File, relative to the checkpoint's folder.
-    pub file: String,
     /// Element type.
     pub dtype: Dtype,
     /// Shape.

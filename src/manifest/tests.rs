@@ -11,7 +11,6 @@ fn manifest() -> Manifest {
     let hash = ContentHash::of(b"weights");
     let input = |name: &str| InputTensor {
         name: name.into(),
-        file: "model.safetensors".into(),
         dtype: Dtype::BF16,
         shape: vec![2, 3],
         bytes: 12,
