@@ -5,7 +5,7 @@
 pub mod config_text;
 mod dtype;
 
-pub use dtype::{Dtype, bits_of, decode_to_f32, is_float};
+pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
 
 use std::{
     collections::BTreeMap,

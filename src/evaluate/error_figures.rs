@@ -1,18 +1,38 @@
 //! How far a coded matrix is from its source.
 
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
-/// Error figures of one tensor, as written to manifests.
+use crate::codec::{Codec, CodecError, CodedRows, MatrixParameters, RowSource};
+
+/// Error figures of one tensor, as written to manifests. Never not-a-number.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ErrorFigures {
-    /// Relative Frobenius error ‖Ŵ − W‖ / ‖W‖.
+    /// Relative Frobenius error ‖Ŵ − W‖ / ‖W‖. 0 when both are zero or empty; infinite (written as `null`) when only the
+    /// source is zero, or when a decoded weight is not finite.
+    #[serde(with = "null_is_infinite")]
     pub relative: f64,
-    /// Signal-to-noise ratio 10·log10(‖W‖² / ‖Ŵ − W‖²) in dB; `null` when exact.
+    /// Signal-to-noise ratio 10·log10(‖W‖² / ‖Ŵ − W‖²) in dB; `null` when exact, or when `relative` is infinite.
     pub snr_db: Option<f64>,
-    /// Largest |Ŵ − W|.
+    /// Largest |Ŵ − W|; infinite (written as `null`) when a decoded weight is not finite.
+    #[serde(with = "null_is_infinite")]
     pub max_abs: f64,
-    /// Cosine of the angle between W and Ŵ as vectors.
+    /// Cosine of the angle between W and Ŵ as vectors: 1 when both are zero, 0 when one is zero or not finite.
     pub cosine: f64,
+}
+
+/// JSON has no infinity.
+mod null_is_infinite {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        value.is_finite().then_some(*value).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+    }
 }
 
 /// Sums from which the figures follow; added up stripe by stripe in a fixed order, so that they are the same for any
@@ -29,4 +49,154 @@ pub struct ErrorSums {
     pub error_squares: f64,
     /// max |ŵ − w|.
     pub max_abs: f32,
+}
+
+/// Weights whose products are summed in F32 before they go into F64.
+const BLOCK: usize = 256;
+/// Independent partial sums of a block; fixed, so that every instruction set adds in the same order.
+const LANES: usize = 16;
+/// Below this a sum of squares of a block may have lost digits to underflow, above its inverse to overflow.
+const SMALLEST_SAFE: f32 = 1e-28;
+
+impl ErrorSums {
+    /// Adds one row: `source` and `decoded` are the same weights before and after.
+    ///
+    /// # Panics
+    /// Panics when the rows differ in length.
+    pub fn accumulate_row(&mut self, source: &[f32], decoded: &[f32]) {
+        assert_eq!(source.len(), decoded.len(), "one decoded weight per weight");
+        accumulate(self, source, decoded);
+    }
+
+    /// Adds the sums of other rows. Rounding depends on the order, so merge in the order of rows.
+    pub fn merge(&mut self, other: &Self) {
+        self.source_squares += other.source_squares;
+        self.decoded_squares += other.decoded_squares;
+        self.products += other.products;
+        self.error_squares += other.error_squares;
+        self.max_abs = largest(self.max_abs, other.max_abs);
+    }
+
+    /// The figures.
+    #[must_use]
+    pub fn figures(&self) -> ErrorFigures {
+        let relative = if self.error_squares == 0.0 {
+            0.0
+        } else {
+            Some((self.error_squares / self.source_squares).sqrt()).filter(|r| r.is_finite()).unwrap_or(f64::INFINITY)
+        };
+        let inexact = relative > 0.0 && relative.is_finite();
+        let norms = self.source_squares.sqrt() * self.decoded_squares.sqrt();
+        let cosine = if self.source_squares == 0.0 && self.decoded_squares == 0.0 {
+            1.0
+        } else {
+            Some(self.products / norms).filter(|c| c.is_finite()).unwrap_or(0.0).clamp(-1.0, 1.0)
+        };
+        ErrorFigures {
+            relative,
+            snr_db: inexact.then(|| -20.0 * relative.log10()),
+            max_abs: if self.max_abs.is_nan() { f64::INFINITY } else { f64::from(self.max_abs) },
+            cosine,
+        }
+    }
+}
+
+/// The larger of two magnitudes, where not-a-number is larger than anything.
+#[inline(always)]
+fn largest(a: f32, b: f32) -> f32 {
+    f32::from_bits(a.to_bits().max(b.to_bits()))
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+fn accumulate(sums: &mut ErrorSums, source: &[f32], decoded: &[f32]) {
+    for (source, decoded) in source.chunks(BLOCK).zip(decoded.chunks(BLOCK)) {
+        let mut squares = [0.0f32; LANES];
+        let mut decoded_squares = [0.0f32; LANES];
+        let mut products = [0.0f32; LANES];
+        let mut errors = [0.0f32; LANES];
+        let mut max_abs = [0u32; LANES];
+        let mut add = |lane: usize, w: f32, d: f32| {
+            let error = d - w;
+            squares[lane] += w * w;
+            decoded_squares[lane] += d * d;
+            products[lane] += w * d;
+            errors[lane] += error * error;
+            max_abs[lane] = max_abs[lane].max(error.to_bits() & 0x7fff_ffff);
+        };
+        let (source_lanes, source_rest) = source.as_chunks::<LANES>();
+        let (decoded_lanes, decoded_rest) = decoded.as_chunks::<LANES>();
+        for (w, d) in source_lanes.iter().zip(decoded_lanes) {
+            for lane in 0..LANES {
+                add(lane, w[lane], d[lane]);
+            }
+        }
+        for (lane, (w, d)) in source_rest.iter().zip(decoded_rest).enumerate() {
+            add(lane, *w, *d);
+        }
+        let max_abs = f32::from_bits(max_abs.into_iter().fold(0, u32::max));
+        let block = ErrorSums {
+            source_squares: total(squares),
+            decoded_squares: total(decoded_squares),
+            products: total(products),
+            error_squares: total(errors),
+            max_abs,
+        };
+        let safe = f64::from(SMALLEST_SAFE)..1.0 / f64::from(SMALLEST_SAFE);
+        let exact_error = max_abs == 0.0 || safe.contains(&block.error_squares);
+        if safe.contains(&block.source_squares) && safe.contains(&block.decoded_squares) && exact_error {
+            sums.merge(&block);
+        } else {
+            accumulate_wide(sums, source, decoded, max_abs);
+        }
+    }
+}
+
+#[inline(always)]
+fn total(lanes: [f32; LANES]) -> f64 {
+    lanes.into_iter().fold(0.0, |sum, lane| sum + f64::from(lane))
+}
+
+/// The same in F64, for blocks whose squares F32 does not hold.
+#[cold]
+fn accumulate_wide(sums: &mut ErrorSums, source: &[f32], decoded: &[f32], max_abs: f32) {
+    let mut block = ErrorSums { max_abs, ..ErrorSums::default() };
+    for (&w, &d) in source.iter().zip(decoded) {
+        let (w, d) = (f64::from(w), f64::from(d));
+        block.source_squares += w * w;
+        block.decoded_squares += d * d;
+        block.products += w * d;
+        block.error_squares += (d - w) * (d - w);
+    }
+    sums.merge(&block);
+}
+
+/// Measures a coded stripe against its source, whose rows are read again one at a time.
+///
+/// # Errors
+/// [`CodecError`] when the stripe is malformed or does not fit the source, or the source cannot be read.
+pub fn measure(
+    source: &dyn RowSource,
+    coded: &CodedRows,
+    codec: &Codec,
+    parameters: &MatrixParameters,
+) -> Result<ErrorSums, CodecError> {
+    coded.check(codec)?;
+    let end = coded.first_row + coded.rows;
+    if end > source.rows() {
+        return Err(CodecError::Rows { first_row: coded.first_row, end, rows: source.rows() });
+    }
+    if coded.columns != source.columns() {
+        let (expected, got) = (source.columns(), coded.columns);
+        return Err(CodecError::Length { what: "columns", expected, got });
+    }
+    let mut sums = ErrorSums::default();
+    let mut weights = vec![0.0; coded.columns];
+    let mut decoded = vec![0.0; coded.columns];
+    let mut divided = Vec::new();
+    for row in 0..coded.rows {
+        source.read_rows(coded.first_row + row, &mut weights)?;
+        codec.row_unchecked(coded, row, parameters, &mut divided, &mut decoded)?;
+        sums.accumulate_row(&weights, &decoded);
+    }
+    Ok(sums)
 }

@@ -2,4 +2,4 @@
 
 mod error_figures;
 
-pub use error_figures::{ErrorFigures, ErrorSums};
+pub use error_figures::{ErrorFigures, ErrorSums, measure};

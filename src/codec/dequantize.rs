@@ -1,0 +1,159 @@
+//! Codes back to weights, in F32 and in the order of operations that runtimes use: one subtraction, one product.
+
+use std::slice;
+
+use multiversion::multiversion;
+
+use super::{
+    Codec, CodecError, CodedRows, Element, Granularity, MatrixParameters, ScaleFormat, ZeroPoint, float4, float8,
+};
+
+impl Codec {
+    /// Turns one row of the stripe, counted from its first, back into weights: (code − zero) · scale for integers,
+    /// value · scale for floats (NVFP4: value · (scale / global scale)), then outliers in their exact values.
+    ///
+    /// # Errors
+    /// [`CodecError`] when lists or positions are malformed, or a parameter is missing.
+    pub fn dequantize_row(
+        &self,
+        coded: &CodedRows,
+        row: usize,
+        parameters: &MatrixParameters,
+        out: &mut [f32],
+    ) -> Result<(), CodecError> {
+        coded.check(self)?;
+        if row >= coded.rows {
+            return Err(CodecError::Rows { first_row: row, end: row.saturating_add(1), rows: coded.rows });
+        }
+        if out.len() != coded.columns {
+            return Err(CodecError::Length { what: "places for weights", expected: coded.columns, got: out.len() });
+        }
+        self.row_unchecked(coded, row, parameters, &mut Vec::new(), out)
+    }
+
+    /// Turns all rows of the stripe back into weights, row-major.
+    ///
+    /// # Errors
+    /// As for [`Codec::dequantize_row`].
+    pub fn dequantize_rows(
+        &self,
+        coded: &CodedRows,
+        parameters: &MatrixParameters,
+        out: &mut [f32],
+    ) -> Result<(), CodecError> {
+        coded.check(self)?;
+        let expected = coded.rows * coded.columns;
+        if out.len() != expected {
+            return Err(CodecError::Length { what: "places for weights", expected, got: out.len() });
+        }
+        if coded.columns == 0 {
+            return Ok(());
+        }
+        let mut divided = Vec::new();
+        for (row, out) in out.chunks_exact_mut(coded.columns).enumerate() {
+            self.row_unchecked(coded, row, parameters, &mut divided, out)?;
+        }
+        Ok(())
+    }
+
+    /// One row of a stripe whose lengths were checked; `divided` is scratch space.
+    pub(crate) fn row_unchecked(
+        &self,
+        coded: &CodedRows,
+        row: usize,
+        parameters: &MatrixParameters,
+        divided: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> Result<(), CodecError> {
+        let codes = &coded.codes[row * coded.columns..][..coded.columns];
+        let group = self.group_columns(coded.columns);
+        let missing = |what| CodecError::Missing { what };
+
+        let scale_row = match self.granularity {
+            Granularity::Tensor => 0,
+            Granularity::Channel | Granularity::Group(_) => row,
+            Granularity::Block { rows, .. } => (coded.first_row + row) / rows.max(1) - coded.first_row / rows.max(1),
+        };
+        let groups = self.groups_per_row(coded.columns);
+        let of_row = scale_row * groups..(scale_row + 1) * groups;
+        let mut scales = match (self.granularity, &parameters.tensor_scale) {
+            (Granularity::Tensor, Some(scale)) => slice::from_ref(scale),
+            (Granularity::Tensor, None) => return Err(missing("scale")),
+            _ => &coded.scales[of_row.clone()],
+        };
+        let implied = self.implied_zero();
+        let zeros = match (self.zero, self.granularity, &parameters.tensor_zero) {
+            (ZeroPoint::None, ..) => Zeros::Implied(implied),
+            (_, Granularity::Tensor, Some(zero)) => Zeros::Implied(*zero),
+            (_, Granularity::Tensor, None) => return Err(missing("zero point")),
+            _ => Zeros::Stored(&coded.zeros[of_row]),
+        };
+        if self.scale == ScaleFormat::E4M3OverGlobal {
+            let global = parameters.tensor_scale.ok_or(missing("global scale"))?;
+            divided.clear();
+            divided.extend(scales.iter().map(|scale| scale / global));
+            scales = divided;
+        }
+
+        match (self.element, zeros) {
+            (Element::Integer { .. }, Zeros::Implied(zero)) => integers(codes, scales, zero, group, out),
+            (Element::Integer { .. }, Zeros::Stored(zeros)) => integers_with_zeros(codes, scales, zeros, group, out),
+            (Element::Fp8E4M3, _) => fp8(codes, scales, group, out),
+            (Element::Fp4E2M1, _) => fp4(codes, scales, group, out),
+        }
+        match (&parameters.outliers, self.outliers) {
+            (Some(outliers), _) => outliers.apply(coded.first_row + row, out),
+            (None, Some(count)) if count.count > 0 => Err(missing("list of outliers")),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+enum Zeros<'a> {
+    Implied(f32),
+    Stored(&'a [f32]),
+}
+
+/// Calls `weight` on every code. Whole runs of 16 lanes come first, so that short groups vectorise too.
+#[inline(always)]
+fn map(codes: &[u8], out: &mut [f32], weight: impl Fn(u8) -> f32) {
+    let (code_lanes, code_rest) = codes.as_chunks::<16>();
+    let (out_lanes, out_rest) = out.as_chunks_mut::<16>();
+    for (codes, out) in code_lanes.iter().zip(out_lanes) {
+        for lane in 0..16 {
+            out[lane] = weight(codes[lane]);
+        }
+    }
+    for (code, out) in code_rest.iter().zip(out_rest) {
+        *out = weight(*code);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+fn integers(codes: &[u8], scales: &[f32], zero: f32, group: usize, out: &mut [f32]) {
+    for ((codes, out), &scale) in codes.chunks(group).zip(out.chunks_mut(group)).zip(scales) {
+        map(codes, out, |code| (f32::from(code) - zero) * scale);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+fn integers_with_zeros(codes: &[u8], scales: &[f32], zeros: &[f32], group: usize, out: &mut [f32]) {
+    let parameters = scales.iter().zip(zeros);
+    for ((codes, out), (&scale, &zero)) in codes.chunks(group).zip(out.chunks_mut(group)).zip(parameters) {
+        map(codes, out, |code| (f32::from(code) - zero) * scale);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+fn fp8(codes: &[u8], scales: &[f32], group: usize, out: &mut [f32]) {
+    for ((codes, out), &scale) in codes.chunks(group).zip(out.chunks_mut(group)).zip(scales) {
+        map(codes, out, |code| float8::e4m3_to_f32(code) * scale);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+fn fp4(codes: &[u8], scales: &[f32], group: usize, out: &mut [f32]) {
+    for ((codes, out), &scale) in codes.chunks(group).zip(out.chunks_mut(group)).zip(scales) {
+        map(codes, out, |code| float4::e2m1_to_f32(code) * scale);
+    }
+}
