@@ -28,4 +28,6 @@ pub mod evaluate;
 pub mod linalg;
 pub mod manifest;
 
+pub mod cli;
+
 pub use error::{Error, ExitCode, Result};

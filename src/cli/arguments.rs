@@ -1,0 +1,216 @@
+//! The arguments of every command.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::ByteSize;
+use crate::checkpoint::Dtype;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    verify or diff found a difference
+  2    the command line or the recipe is wrong
+  3    a checkpoint or an artifact is invalid
+  4    disk, memory or device
+  75   stopped safely, run the same command again to continue
+  130  interrupted twice";
+
+/// Compresses language models offline: a checkpoint and a recipe in, a smaller checkpoint and a manifest out.
+#[derive(Debug, Parser)]
+#[command(name = "bantam", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
+pub struct CommandLine {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: GlobalArguments,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArguments {
+    /// No progress; twice: no warnings either
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub quiet: u8,
+    /// Say what is decided on the way
+    #[arg(long, short, global = true, conflicts_with = "quiet", help_heading = "Output")]
+    pub verbose: bool,
+    /// No progress bar and no progress lines
+    #[arg(long, global = true, help_heading = "Output")]
+    pub no_progress: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compress a checkpoint as a recipe says
+    ///
+    /// The artifact appears under its name only when it is complete, synced and verified. A run that was stopped or
+    /// killed continues when the same command is given again.
+    #[command(after_help = "Example:\n  bantam run recipes/int4.toml --model ~/models/llama --out llama-int4")]
+    Run(RunArguments),
+    /// Say exactly what a run would write, from headers alone
+    #[command(after_help = "Example:\n  bantam plan recipes/int4.toml --json")]
+    Plan(PlanArguments),
+}
+
+impl Command {
+    /// Whether the result is wanted as JSON.
+    #[must_use]
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Run(arguments) => arguments.json,
+            Self::Plan(arguments) => arguments.json,
+        }
+    }
+}
+
+/// Arguments of `bantam run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArguments {
+    /// The recipe, a TOML file
+    pub recipe: PathBuf,
+    /// The checkpoint, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// The folder to write, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Number of threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Memory that the run may use, such as 8GiB or 500MB
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<ByteSize>,
+    /// Start over, throwing away what an earlier run left unfinished
+    #[arg(long)]
+    pub fresh: bool,
+    /// Fail instead of doing something else than asked for
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub deny: Vec<Denied>,
+    /// One JSON object per event on stdout, the manifest last
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArguments {
+    /// The recipe, a TOML file
+    pub recipe: PathBuf,
+    /// The checkpoint, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// The folder that would be written, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Number of threads that the run would use [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Memory that the run may use, such as 8GiB or 500MB
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<ByteSize>,
+    /// The plan as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArguments {
+    /// A checkpoint or an artifact: a folder, or one .safetensors file
+    pub path: PathBuf,
+    /// Statistics of these tensors: a role, a glob, or a /regular expression/
+    #[arg(long, value_name = "SELECTOR")]
+    pub tensor: Vec<String>,
+    /// The result as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam diff`.
+#[derive(Debug, Clone, Args)]
+pub struct DiffArguments {
+    /// The reference: a checkpoint or an artifact
+    pub a: PathBuf,
+    /// What is compared with it
+    pub b: PathBuf,
+    /// Exit with 1 when a tensor's signal-to-noise ratio is below this many decibels
+    #[arg(long, value_name = "DB", allow_negative_numbers = true)]
+    pub min_snr: Option<f64>,
+    /// The result as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArguments {
+    /// The folder that a run wrote
+    pub artifact: PathBuf,
+    /// The checkpoint it was made of: its hashes are checked and the error figures derived again
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// The findings as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam decode`.
+#[derive(Debug, Clone, Args)]
+pub struct DecodeArguments {
+    /// A compressed model, of bantam or of another tool
+    pub artifact: PathBuf,
+    /// The folder to write; it must not exist
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Element type of the decoded weights [default: what the artifact says]
+    #[arg(long, value_enum)]
+    pub dtype: Option<DenseDtype>,
+}
+
+/// `--device`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Device {
+    /// The fastest there is
+    #[default]
+    Auto,
+    /// The processor
+    Cpu,
+    /// The graphics processor
+    Gpu,
+}
+
+/// `--deny`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Denied {
+    /// A tensor kept dense or treated otherwise than asked for
+    Fallback,
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DenseDtype {
+    /// 16 bits, 8 of them exponent
+    Bf16,
+    /// 16 bits, 5 of them exponent
+    F16,
+    /// 32 bits
+    F32,
+}
+
+impl From<DenseDtype> for Dtype {
+    fn from(dtype: DenseDtype) -> Self {
+        match dtype {
+            DenseDtype::Bf16 => Self::BF16,
+            DenseDtype::F16 => Self::F16,
+            DenseDtype::F32 => Self::F32,
+        }
+    }
+}

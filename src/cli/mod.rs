@@ -1,0 +1,44 @@
+//! The command line: arguments, dispatch, and how a failure becomes a message and an exit code. One file per command.
+
+pub mod arguments;
+pub mod failure;
+pub mod output;
+pub mod plan;
+pub mod run;
+pub mod size;
+
+pub use arguments::{
+    Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DiffArguments, GlobalArguments,
+    InspectArguments, PlanArguments, RunArguments, VerifyArguments,
+};
+pub use failure::CliError;
+pub use output::{Output, Style, Verbosity};
+pub use size::{ByteSize, grouped};
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+use crate::ExitCode;
+
+/// Parses the arguments (the first is the program's name), does what they say and gives the exit code.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command_line = match CommandLine::try_parse_from(arguments) {
+        Ok(command_line) => command_line,
+        Err(error) => {
+            let code = if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
+            // A help text whose reader has gone away is no failure.
+            let _ = error.print();
+            return code;
+        }
+    };
+    let output = Output::new(&command_line.global, command_line.command.json());
+    execute(&command_line.command, &output).unwrap_or_else(|error| failure::report(&error, &output))
+}
+
+fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error> {
+    match command {
+        Command::Run(arguments) => run::execute(arguments, output),
+        Command::Plan(arguments) => plan::execute(arguments, output),
+    }
+}
