@@ -112,6 +112,59 @@ pub struct Choice {
     pub activations: Activations,
 }
 
+/// Why the codecs of a rule's matrices cannot be chosen.
+#[derive(Debug, thiserror::Error)]
+pub enum ChooseError {
+    /// A setting contradicts a matrix.
+    #[error("`{matrix}`: setting `{}`: {}", .error.key, .error.message)]
+    Setting {
+        /// Logical tensor name.
+        matrix: String,
+        /// What is wrong.
+        error: SettingError,
+    },
+    /// The weights cannot be encoded.
+    #[error("`{matrix}`: {error}")]
+    Weights {
+        /// Logical tensor name.
+        matrix: String,
+        /// What is wrong.
+        #[source]
+        error: CodecError,
+    },
+    /// The target is too small.
+    #[error(
+        "`target_bits = {target}` cannot be met: the smallest choice stores the {matrices} matrices of this rule in \
+         {smallest:.4} bits per weight"
+    )]
+    Target {
+        /// Bits per weight asked for.
+        target: f64,
+        /// Bits per weight of the smallest choice.
+        smallest: f64,
+        /// Matrices that share the target.
+        matrices: usize,
+    },
+}
+
+/// Chooses the codecs of all matrices of one rule, where [`Settings::needs_weights`] says that shapes do not decide.
+///
+/// `stored_bits` is the exact size of a matrix in the artifact's layout, all overhead counted, or `None` when the layout
+/// cannot hold it so; such matrices take no part in a target. `open` opens a matrix's weights; one is open at a time, and
+/// its rows are read on all cores.
+///
+/// # Errors
+/// [`ChooseError`], or whatever `open` fails with.
+pub fn choose<'a, E: From<ChooseError>>(
+    matrices: &[(Settings, Matrix)],
+    stored_bits: &dyn Fn(usize, &Choice) -> Option<u64>,
+    open: &'a dyn Fn(usize) -> Result<Box<dyn RowSource + 'a>, E>,
+) -> Result<Vec<Choice>, E> {
+    let members: Vec<(&rtn::Settings, &Matrix)> =
+        matrices.iter().map(|(Settings::Rtn(settings), matrix)| (settings, matrix)).collect();
+    rtn::choose(&members, stored_bits, open)
+}
+
 impl Settings {
     /// Whether choosing the codec needs the weights themselves (a bits-per-weight target over granularities, outliers
     /// by σ); then the plan reads them once, and says so.

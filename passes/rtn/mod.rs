@@ -1,4 +1,23 @@
-//! Round to nearest, and the data-free methods that choose its scales better.
+//! Round to nearest, and the data-free methods that choose its scales better: least squares, HQQ's half-quadratic
+//! zero points, EasyQuant's outliers, FineQuant's granularity under a target. `docs/passes/rtn.md` has the formulas.
+
+mod encoder;
+mod fine_quant;
+mod grid;
+mod hqq;
+mod kernels;
+mod matrix;
+mod outliers;
+mod parse;
+mod power;
+mod search;
+mod settings;
+mod stripes;
+#[cfg(test)]
+mod tests;
+
+pub use fine_quant::choose;
+pub use settings::{FloatFormat, Number, OutlierRule, Range, Settings, Sharing, ZeroKind};
 
 use super::{Choice, Kind, Matrix, MatrixEncoder, PassInfo, SettingError, Settings as AnySettings};
 
@@ -6,38 +25,20 @@ use super::{Choice, Kind, Matrix, MatrixEncoder, PassInfo, SettingError, Setting
 pub const INFO: PassInfo = PassInfo {
     name: "rtn",
     kind: Kind::Encoding,
-    keys: &[],
+    keys: parse::KEYS,
     default_select: &["linear"],
     default_skip: &["head"],
     parse,
 };
 
-/// Settings of `rtn`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {}
-
-fn parse(_table: &toml::Table) -> Result<AnySettings, SettingError> {
-    todo!()
+fn parse(table: &toml::Table) -> Result<AnySettings, SettingError> {
+    Settings::parse(table).map(AnySettings::Rtn)
 }
 
 impl Settings {
-    /// See [`super::Settings::needs_weights`].
-    #[must_use]
-    pub fn needs_weights(&self) -> bool {
-        todo!()
-    }
-
-    /// See [`super::Settings::codec`].
-    ///
-    /// # Errors
-    /// When the settings contradict the matrix.
-    pub fn codec(&self, _matrix: &Matrix) -> Result<Choice, SettingError> {
-        todo!()
-    }
-
     /// See [`super::Settings::encoder`].
     #[must_use]
-    pub fn encoder(&self, _matrix: &Matrix, _choice: &Choice) -> Box<dyn MatrixEncoder> {
-        todo!()
+    pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
+        Box::new(encoder::Encoder::new(self, matrix, &choice.codec))
     }
 }

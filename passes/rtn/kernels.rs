@@ -1,0 +1,326 @@
+//! The inner loops, compiled for several instruction sets. They use single roundings only (no fused multiply-add), and
+//! sums have a fixed number of lanes, so every processor gives the same bits.
+
+use multiversion::multiversion;
+
+/// Adding and subtracting it rounds a small float to the nearest integer, ties to even.
+const MAGIC: f32 = 12_582_912.0;
+/// The same to multiples of 2⁻⁹, the spacing of E4M3's subnormals.
+const MAGIC_E4M3: f32 = MAGIC / 512.0;
+/// The same to multiples of ½, the spacing of E2M1's subnormals.
+const MAGIC_E2M1: f32 = MAGIC / 2.0;
+/// Smallest normal E4M3.
+const E4M3_NORMAL: f32 = 0.015_625;
+/// Largest E4M3.
+pub const E4M3_MAX: f32 = 448.0;
+/// Largest E2M1.
+pub const E2M1_MAX: f32 = 6.0;
+
+/// Lanes of a sum.
+const LANES: usize = 16;
+/// Weights summed in F32 before the lanes go into an F64.
+const BLOCK: usize = 256;
+
+/// How a weight in units of its scale becomes a level.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rounding {
+    /// To the nearest integer after adding `offset`, then limited to `low..=high`.
+    Integer {
+        /// A zero point that is not whole, or 0.
+        offset: f32,
+        /// Smallest level.
+        low: f32,
+        /// Largest level.
+        high: f32,
+    },
+    /// To the nearest E4M3, saturating.
+    E4M3,
+    /// To the nearest E2M1, saturating.
+    E2M1,
+}
+
+/// `f32::clamp` without its NaN and panic paths, which keep it from being vectorized.
+#[inline]
+fn limit(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x > low { x } else { low };
+    if x < high { x } else { high }
+}
+
+#[inline]
+fn to_integer(x: f32, low: f32, high: f32) -> f32 {
+    (limit(x, low, high) + MAGIC) - MAGIC
+}
+
+/// Rounds the magnitude to `kept` bits of mantissa by integer arithmetic: exact where the result is normal.
+#[inline]
+fn to_mantissa(x: f32, kept: u32) -> f32 {
+    let dropped = 23 - kept;
+    let bits = x.to_bits();
+    let half = (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1);
+    f32::from_bits((bits + half) & !((1 << dropped) - 1))
+}
+
+#[inline]
+fn to_e4m3(x: f32) -> f32 {
+    let x = limit(x, -E4M3_MAX, E4M3_MAX);
+    let small = ((x + MAGIC_E4M3) - MAGIC_E4M3).copysign(x);
+    if x.abs() < E4M3_NORMAL { small } else { to_mantissa(x, 3) }
+}
+
+#[inline]
+fn to_e2m1(x: f32) -> f32 {
+    let x = limit(x, -E2M1_MAX, E2M1_MAX);
+    let small = ((x + MAGIC_E2M1) - MAGIC_E2M1).copysign(x);
+    if x.abs() < 1.0 { small } else { to_mantissa(x, 1) }
+}
+
+#[inline]
+fn e4m3_byte(value: f32) -> u8 {
+    let bits = value.to_bits();
+    let sign = (bits >> 24) as u8 & 0x80;
+    let magnitude = value.abs();
+    let normal = ((bits & 0x7FFF_FFFF) >> 20).wrapping_sub(120 << 3) as u8;
+    let small = ((magnitude * 512.0) + MAGIC).to_bits() as u8;
+    sign | if magnitude < E4M3_NORMAL { small } else { normal }
+}
+
+#[inline]
+fn e2m1_nibble(value: f32) -> u8 {
+    let bits = value.to_bits();
+    let sign = (bits >> 28) as u8 & 8;
+    let magnitude = value.abs();
+    let normal = ((bits & 0x7FFF_FFFF) >> 22).wrapping_sub(126 << 1) as u8;
+    let small = ((magnitude * 2.0) + MAGIC).to_bits() as u8;
+    sign | if magnitude < 1.0 { small } else { normal }
+}
+
+/// Extremes of some finite weights; of none, zeros.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Extent {
+    /// Smallest weight.
+    pub min: f32,
+    /// Largest weight.
+    pub max: f32,
+}
+
+impl Extent {
+    /// Largest magnitude.
+    pub fn absmax(self) -> f32 {
+        self.max.abs().max(self.min.abs())
+    }
+
+    /// The extremes of both.
+    pub fn union(self, other: Self) -> Self {
+        Self { min: self.min.min(other.min), max: self.max.max(other.max) }
+    }
+
+    /// Both extremes times `factor`.
+    pub fn scaled(self, factor: f32) -> Self {
+        Self { min: self.min * factor, max: self.max * factor }
+    }
+}
+
+/// The extremes, or `None` when a weight is not finite.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2", "x86_64+sse4.1"))]
+pub fn extent(weights: &[f32]) -> Option<Extent> {
+    let Some(&first) = weights.first() else { return Some(Extent::default()) };
+    let (mut min, mut max, mut magnitude) = ([first; LANES], [first; LANES], [0_u32; LANES]);
+    let mut chunks = weights.chunks_exact(LANES);
+    let mut tail = [first; LANES];
+    let rest = chunks.remainder();
+    tail[..rest.len()].copy_from_slice(rest);
+    for chunk in chunks.by_ref().map(|chunk| chunk.try_into().unwrap_or(&tail)).chain(std::iter::once(&tail)) {
+        let chunk: &[f32; LANES] = chunk;
+        for lane in 0..LANES {
+            let weight = chunk[lane];
+            min[lane] = if weight < min[lane] { weight } else { min[lane] };
+            max[lane] = if weight > max[lane] { weight } else { max[lane] };
+            magnitude[lane] = magnitude[lane].max(weight.to_bits() & 0x7FFF_FFFF);
+        }
+    }
+    let magnitude = magnitude.into_iter().fold(0, u32::max);
+    (magnitude < 0x7F80_0000)
+        .then(|| Extent { min: min.into_iter().fold(first, f32::min), max: max.into_iter().fold(first, f32::max) })
+}
+
+/// Writes the codes of weights that share a scale: their levels by `rounding`, plus the whole zero point `zero` for
+/// integers.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2", "x86_64+sse4.1"))]
+pub fn encode(weights: &[f32], scale: f32, rounding: Rounding, zero: u8, codes: &mut [u8]) {
+    match rounding {
+        Rounding::Integer { offset: 0.0, low, high } => {
+            for (code, weight) in codes.iter_mut().zip(weights) {
+                *code = ((limit(weight / scale, low, high) + MAGIC).to_bits() as u8).wrapping_add(zero);
+            }
+        }
+        Rounding::Integer { offset, low, high } => {
+            for (code, weight) in codes.iter_mut().zip(weights) {
+                *code = ((limit(weight / scale + offset, low, high) + MAGIC).to_bits() as u8).wrapping_add(zero);
+            }
+        }
+        Rounding::E4M3 => {
+            for (code, weight) in codes.iter_mut().zip(weights) {
+                *code = e4m3_byte(to_e4m3(weight / scale));
+            }
+        }
+        Rounding::E2M1 => {
+            for (code, weight) in codes.iter_mut().zip(weights) {
+                *code = e2m1_nibble(to_e2m1(weight / scale));
+            }
+        }
+    }
+}
+
+/// Sums over some weights x (in units of the scale) and their levels q.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sums {
+    /// Σ (q − x)².
+    pub error_squares: f64,
+    /// Σ x·q.
+    pub products: f64,
+    /// Σ q².
+    pub level_squares: f64,
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.error_squares += other.error_squares;
+        self.products += other.products;
+        self.level_squares += other.level_squares;
+    }
+}
+
+#[inline]
+fn sum_levels(weights: &[f32], inverse: f32, level: impl Fn(f32) -> f32) -> Sums {
+    let mut sums = Sums::default();
+    for block in weights.chunks(BLOCK) {
+        let (mut errors, mut products, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
+        let chunks = block.chunks_exact(LANES);
+        let mut tail = [0.0; LANES];
+        tail[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
+        let mut add = |chunk: &[f32; LANES]| {
+            for lane in 0..LANES {
+                let x = chunk[lane] * inverse;
+                let q = level(x);
+                errors[lane] += (q - x) * (q - x);
+                products[lane] += x * q;
+                squares[lane] += q * q;
+            }
+        };
+        let has_tail = !chunks.remainder().is_empty();
+        for chunk in chunks {
+            if let Ok(chunk) = chunk.try_into() {
+                add(chunk);
+            }
+        }
+        if has_tail {
+            add(&tail);
+        }
+        let total = |lanes: [f32; LANES]| lanes.into_iter().map(f64::from).sum::<f64>();
+        sums += Sums { error_squares: total(errors), products: total(products), level_squares: total(squares) };
+    }
+    sums
+}
+
+/// The sums for weights that share a scale, by multiplication with `inverse`, its reciprocal: for searches, where the
+/// last bit does not matter. Levels of integers are relative to the zero point: `rounding.offset` must be 0.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2", "x86_64+sse4.1"))]
+pub fn sums(weights: &[f32], inverse: f32, rounding: Rounding) -> Sums {
+    match rounding {
+        Rounding::Integer { low, high, .. } => sum_levels(weights, inverse, |x| to_integer(x, low, high)),
+        Rounding::E4M3 => sum_levels(weights, inverse, to_e4m3),
+        Rounding::E2M1 => sum_levels(weights, inverse, to_e2m1),
+    }
+}
+
+/// The value of an E4M3 byte that is not NaN.
+pub fn e4m3_value(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let magnitude = if exponent == 0 { mantissa / 512.0 } else { (1.0 + mantissa / 8.0) * 2.0_f32.powi(exponent - 7) };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// The value of an E2M1 nibble.
+pub fn e2m1_value(nibble: u8) -> f32 {
+    const VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let magnitude = VALUES[usize::from(nibble & 7)];
+    if nibble & 8 == 0 { magnitude } else { -magnitude }
+}
+
+/// Rounds one value to E4M3, saturating.
+pub fn round_e4m3(value: f32) -> f32 {
+    to_e4m3(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The nearest of all values, ties to the even code: nothing shared with the arithmetic above.
+    fn nearest(x: f32, values: &[(u8, f32)]) -> u8 {
+        let distance = |value: f32| (f64::from(value) - f64::from(x)).abs();
+        let best = values.iter().map(|(_, value)| distance(*value)).fold(f64::INFINITY, f64::min);
+        let ties: Vec<u8> =
+            values.iter().filter(|(_, value)| distance(*value) == best).map(|(code, _)| *code).collect();
+        let signed: Vec<u8> = ties
+            .iter()
+            .copied()
+            .filter(|code| {
+                let (_, value) = values[values.iter().position(|(c, _)| c == code).unwrap()];
+                value != 0.0 || value.is_sign_negative() == x.is_sign_negative()
+            })
+            .collect();
+        *signed.iter().find(|code| *code % 2 == 0).or(signed.first()).unwrap()
+    }
+
+    #[test]
+    fn small_floats_round_to_the_nearest_with_ties_to_even() {
+        let e4m3: Vec<(u8, f32)> =
+            (0..=255).filter(|byte| byte & 0x7F != 0x7F).map(|byte| (byte, e4m3_value(byte))).collect();
+        let e2m1: Vec<(u8, f32)> = (0..16).map(|nibble| (nibble, e2m1_value(nibble))).collect();
+        let mut probes: Vec<f32> = Vec::new();
+        for (values, max) in [(&e4m3, 600.0_f32), (&e2m1, 9.0)] {
+            let mut sorted: Vec<f32> = values.iter().map(|(_, value)| *value).collect();
+            sorted.sort_by(f32::total_cmp);
+            for pair in sorted.windows(2) {
+                let middle = f32::midpoint(pair[0], pair[1]);
+                probes.extend([pair[0], middle, middle.next_up(), middle.next_down()]);
+            }
+            probes.extend([max, -max, 1e6, -1e6, 1e-30, -1e-30, 0.0, -0.0, f32::from_bits(1)]);
+        }
+        let mut codes = vec![0; probes.len()];
+        encode(&probes, 1.0, Rounding::E4M3, 0, &mut codes);
+        for (probe, code) in probes.iter().zip(&codes) {
+            assert_eq!(*code, nearest(*probe, &e4m3), "E4M3 of {probe}");
+        }
+        encode(&probes, 1.0, Rounding::E2M1, 0, &mut codes);
+        for (probe, code) in probes.iter().zip(&codes) {
+            assert_eq!(*code, nearest(*probe, &e2m1), "E2M1 of {probe}");
+        }
+    }
+
+    #[test]
+    fn integers_round_half_to_even_before_the_zero_point_is_added() {
+        let mut codes = [0; 7];
+        let rounding = Rounding::Integer { offset: 0.0, low: -7.0, high: 8.0 };
+        encode(&[0.5, 1.5, -0.5, -1.5, 100.0, -100.0, 2.5], 1.0, rounding, 7, &mut codes);
+        assert_eq!(codes, [7, 9, 7, 5, 15, 0, 9]);
+    }
+
+    #[test]
+    fn extent_finds_extremes_at_any_place_and_refuses_what_is_not_finite() {
+        for length in [1, 15, 16, 17, 100] {
+            for place in 0..length {
+                let mut weights = vec![0.5; length];
+                weights[place] = -3.0;
+                let max = if length == 1 { -3.0 } else { 0.5 };
+                assert_eq!(extent(&weights), Some(Extent { min: -3.0, max }));
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    weights[place] = bad;
+                    assert_eq!(extent(&weights), None, "{bad} at {place} of {length}");
+                }
+            }
+        }
+        assert_eq!(extent(&[]), Some(Extent::default()));
+    }
+}
