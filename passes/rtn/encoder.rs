@@ -151,19 +151,20 @@ impl MatrixEncoder for Encoder {
             None => None,
         };
         let matrix = WholeMatrix { source, outliers: outliers.as_ref() };
-        let tensor_scale = if self.codec.scale == ScaleFormat::E4M3OverGlobal {
-            Some(Grid::global_for(matrix.extent()?.absmax()))
+        let mut parameters = MatrixParameters::default();
+        if self.codec.scale == ScaleFormat::E4M3OverGlobal {
+            parameters.tensor_scale = Some(Grid::global_for(matrix.extent()?.absmax()));
         } else if self.codec.granularity == Granularity::Tensor {
             let extent = matrix.extent()?;
             let group = match self.range {
                 Range::Mse => least_squares(&matrix, &self.grid, extent)?,
                 Range::Minmax | Range::Hqq => self.grid.min_max(extent),
             };
-            Some(group.scale)
-        } else {
-            None
-        };
-        Ok(MatrixParameters { tensor_scale, outliers })
+            parameters.tensor_scale = Some(group.scale);
+            parameters.tensor_zero = (self.codec.zero != ZeroPoint::None).then_some(group.zero);
+        }
+        parameters.outliers = outliers;
+        Ok(parameters)
     }
 
     fn encode(
@@ -184,7 +185,7 @@ impl MatrixEncoder for Encoder {
         }
         let (grid, tensor) = match parameters.tensor_scale {
             Some(global) if self.codec.scale == ScaleFormat::E4M3OverGlobal => (self.grid.with_global(global), None),
-            Some(scale) => (self.grid.clone(), Some(self.grid.stored(scale))),
+            Some(scale) => (self.grid.clone(), Some(self.grid.stored(scale, parameters.tensor_zero))),
             None => (self.grid.clone(), None),
         };
         let mut weights = vec![0.0; self.tile().0.min(rows) * self.columns];

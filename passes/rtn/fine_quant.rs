@@ -51,10 +51,10 @@ fn codec(matrix: &Matrix) -> impl Fn(CodecError) -> ChooseError + '_ {
 /// # Errors
 /// [`ChooseError`] when a target is below what the smallest choice takes, or weights or settings are wrong; whatever
 /// `open` fails with.
-pub fn choose<'a, E: From<ChooseError>>(
+pub fn choose<E: From<ChooseError>>(
     members: &[Member<'_>],
     stored_bits: StoredBits<'_>,
-    open: Open<'a, E>,
+    open: Open<'_, E>,
 ) -> Result<Vec<Choice>, E> {
     let mut choices: Vec<Option<Choice>> = vec![None; members.len()];
     for (index, (settings, matrix)) in members.iter().enumerate() {
@@ -94,14 +94,14 @@ pub fn choose<'a, E: From<ChooseError>>(
 }
 
 /// How many outliers a matrix has by its own rule.
-fn outlier_count<'a, E: From<ChooseError>>(
+fn outlier_count<E: From<ChooseError>>(
     settings: &Settings,
     matrix: &Matrix,
     index: usize,
-    open: Open<'a, E>,
+    open: Open<'_, E>,
 ) -> Result<u64, E> {
     Ok(match settings.outliers {
-        Some(OutlierRule::Share(share)) => settings.shared_outliers(share, matrix),
+        Some(OutlierRule::Share(share)) => Settings::shared_outliers(share, matrix),
         Some(OutlierRule::Sigma(sigmas)) => {
             outliers::count_beyond(open(index)?.as_ref(), sigmas).map_err(codec(matrix))?
         }
@@ -170,12 +170,12 @@ struct Level {
     error: f64,
 }
 
-fn choose_granularity<'a, E: From<ChooseError>>(
+fn choose_granularity<E: From<ChooseError>>(
     members: &[Member<'_>],
     pool: &[usize],
     target: f64,
     stored_bits: StoredBits<'_>,
-    open: Open<'a, E>,
+    open: Open<'_, E>,
 ) -> Result<Vec<Choice>, E> {
     let mut hulls = Vec::with_capacity(pool.len());
     let mut fallbacks = Vec::with_capacity(pool.len());
@@ -201,7 +201,9 @@ fn choose_granularity<'a, E: From<ChooseError>>(
             let sample = Codec { zero, ..levels[0].1.choice.codec.clone() };
             let grid = Grid::new(&sample, matrix.dense_dtype, matrix.minimum_zero_point);
             let errors = measured_errors(open(*index)?.as_ref(), &grid, sample.outliers).map_err(codec(matrix))?;
-            levels.iter_mut().for_each(|(place, level)| level.error = errors[*place]);
+            for (place, level) in &mut levels {
+                level.error = errors[*place];
+            }
         }
         if !levels.is_empty() {
             held.push(*index);

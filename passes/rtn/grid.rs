@@ -3,12 +3,16 @@
 use half::{bf16, f16};
 
 use super::{
-    kernels::{self, E2M1_MAX, E4M3_MAX, Extent, Rounding, Sums},
+    kernels::{self, Extent, Rounding, Sums},
     power::{self, HalfQuadratic},
 };
 use crate::{
     checkpoint::Dtype,
-    codec::{Codec, Element, ScaleFormat, ZeroPoint},
+    codec::{
+        Codec, Element, ScaleFormat, ZeroPoint,
+        float4::{E2M1_MAX, e2m1_to_f32},
+        float8::{E4M3_MAX, e4m3_to_f32},
+    },
 };
 
 /// Scale and zero point of one group, as stored.
@@ -127,9 +131,14 @@ impl Grid {
         GroupScale { scale_clamped: off > tolerance || off < 1.0 / tolerance, ..group }
     }
 
-    /// The group with a scale that has been stored before, of a symmetric grid.
-    pub fn stored(&self, scale: f32) -> GroupScale {
-        GroupScale { scale, zero: self.implied_zero(), scale_clamped: false, zero_clamped: false }
+    /// The group with a scale and zero point that have been stored before.
+    pub fn stored(&self, scale: f32, zero: Option<f32>) -> GroupScale {
+        GroupScale {
+            scale,
+            zero: zero.unwrap_or_else(|| self.implied_zero()),
+            scale_clamped: false,
+            zero_clamped: false,
+        }
     }
 
     fn power_of_two(&self, biased_exponent: i64) -> f32 {
@@ -250,8 +259,8 @@ impl Grid {
     pub fn decode(&self, code: u8, group: &GroupScale) -> f32 {
         let level = match self.element {
             Element::Integer { .. } => f32::from(code) - group.zero,
-            Element::Fp8E4M3 => kernels::e4m3_value(code),
-            Element::Fp4E2M1 => kernels::e2m1_value(code),
+            Element::Fp8E4M3 => e4m3_to_f32(code),
+            Element::Fp4E2M1 => e2m1_to_f32(code),
         };
         level * self.step(group)
     }

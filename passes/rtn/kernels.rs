@@ -3,6 +3,11 @@
 
 use multiversion::multiversion;
 
+use crate::codec::{
+    float4::{E2M1_MAX, f32_to_e2m1},
+    float8::{E4M3_MAX, f32_to_e4m3},
+};
+
 /// Adding and subtracting it rounds a small float to the nearest integer, ties to even.
 const MAGIC: f32 = 12_582_912.0;
 /// The same to multiples of 2⁻⁹, the spacing of E4M3's subnormals.
@@ -11,11 +16,6 @@ const MAGIC_E4M3: f32 = MAGIC / 512.0;
 const MAGIC_E2M1: f32 = MAGIC / 2.0;
 /// Smallest normal E4M3.
 const E4M3_NORMAL: f32 = 0.015_625;
-/// Largest E4M3.
-pub const E4M3_MAX: f32 = 448.0;
-/// Largest E2M1.
-pub const E2M1_MAX: f32 = 6.0;
-
 /// Lanes of a sum.
 const LANES: usize = 16;
 /// Weights summed in F32 before the lanes go into an F64.
@@ -72,26 +72,6 @@ fn to_e2m1(x: f32) -> f32 {
     let x = limit(x, -E2M1_MAX, E2M1_MAX);
     let small = ((x + MAGIC_E2M1) - MAGIC_E2M1).copysign(x);
     if x.abs() < 1.0 { small } else { to_mantissa(x, 1) }
-}
-
-#[inline]
-fn e4m3_byte(value: f32) -> u8 {
-    let bits = value.to_bits();
-    let sign = (bits >> 24) as u8 & 0x80;
-    let magnitude = value.abs();
-    let normal = ((bits & 0x7FFF_FFFF) >> 20).wrapping_sub(120 << 3) as u8;
-    let small = ((magnitude * 512.0) + MAGIC).to_bits() as u8;
-    sign | if magnitude < E4M3_NORMAL { small } else { normal }
-}
-
-#[inline]
-fn e2m1_nibble(value: f32) -> u8 {
-    let bits = value.to_bits();
-    let sign = (bits >> 28) as u8 & 8;
-    let magnitude = value.abs();
-    let normal = ((bits & 0x7FFF_FFFF) >> 22).wrapping_sub(126 << 1) as u8;
-    let small = ((magnitude * 2.0) + MAGIC).to_bits() as u8;
-    sign | if magnitude < 1.0 { small } else { normal }
 }
 
 /// Extremes of some finite weights; of none, zeros.
@@ -160,12 +140,12 @@ pub fn encode(weights: &[f32], scale: f32, rounding: Rounding, zero: u8, codes: 
         }
         Rounding::E4M3 => {
             for (code, weight) in codes.iter_mut().zip(weights) {
-                *code = e4m3_byte(to_e4m3(weight / scale));
+                *code = f32_to_e4m3(weight / scale);
             }
         }
         Rounding::E2M1 => {
             for (code, weight) in codes.iter_mut().zip(weights) {
-                *code = e2m1_nibble(to_e2m1(weight / scale));
+                *code = f32_to_e2m1(weight / scale);
             }
         }
     }
@@ -233,20 +213,6 @@ pub fn sums(weights: &[f32], inverse: f32, rounding: Rounding) -> Sums {
     }
 }
 
-/// The value of an E4M3 byte that is not NaN.
-pub fn e4m3_value(byte: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    let magnitude = if exponent == 0 { mantissa / 512.0 } else { (1.0 + mantissa / 8.0) * 2.0_f32.powi(exponent - 7) };
-    if byte & 0x80 == 0 { magnitude } else { -magnitude }
-}
-
-/// The value of an E2M1 nibble.
-pub fn e2m1_value(nibble: u8) -> f32 {
-    const VALUES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-    let magnitude = VALUES[usize::from(nibble & 7)];
-    if nibble & 8 == 0 { magnitude } else { -magnitude }
-}
-
 /// Rounds one value to E4M3, saturating.
 pub fn round_e4m3(value: f32) -> f32 {
     to_e4m3(value)
@@ -255,47 +221,15 @@ pub fn round_e4m3(value: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The nearest of all values, ties to the even code: nothing shared with the arithmetic above.
-    fn nearest(x: f32, values: &[(u8, f32)]) -> u8 {
-        let distance = |value: f32| (f64::from(value) - f64::from(x)).abs();
-        let best = values.iter().map(|(_, value)| distance(*value)).fold(f64::INFINITY, f64::min);
-        let ties: Vec<u8> =
-            values.iter().filter(|(_, value)| distance(*value) == best).map(|(code, _)| *code).collect();
-        let signed: Vec<u8> = ties
-            .iter()
-            .copied()
-            .filter(|code| {
-                let (_, value) = values[values.iter().position(|(c, _)| c == code).unwrap()];
-                value != 0.0 || value.is_sign_negative() == x.is_sign_negative()
-            })
-            .collect();
-        *signed.iter().find(|code| *code % 2 == 0).or(signed.first()).unwrap()
-    }
+    use crate::codec::{float4::e2m1_to_f32, float8::e4m3_to_f32};
 
     #[test]
-    fn small_floats_round_to_the_nearest_with_ties_to_even() {
-        let e4m3: Vec<(u8, f32)> =
-            (0..=255).filter(|byte| byte & 0x7F != 0x7F).map(|byte| (byte, e4m3_value(byte))).collect();
-        let e2m1: Vec<(u8, f32)> = (0..16).map(|nibble| (nibble, e2m1_value(nibble))).collect();
-        let mut probes: Vec<f32> = Vec::new();
-        for (values, max) in [(&e4m3, 600.0_f32), (&e2m1, 9.0)] {
-            let mut sorted: Vec<f32> = values.iter().map(|(_, value)| *value).collect();
-            sorted.sort_by(f32::total_cmp);
-            for pair in sorted.windows(2) {
-                let middle = f32::midpoint(pair[0], pair[1]);
-                probes.extend([pair[0], middle, middle.next_up(), middle.next_down()]);
-            }
-            probes.extend([max, -max, 1e6, -1e6, 1e-30, -1e-30, 0.0, -0.0, f32::from_bits(1)]);
-        }
-        let mut codes = vec![0; probes.len()];
-        encode(&probes, 1.0, Rounding::E4M3, 0, &mut codes);
-        for (probe, code) in probes.iter().zip(&codes) {
-            assert_eq!(*code, nearest(*probe, &e4m3), "E4M3 of {probe}");
-        }
-        encode(&probes, 1.0, Rounding::E2M1, 0, &mut codes);
-        for (probe, code) in probes.iter().zip(&codes) {
-            assert_eq!(*code, nearest(*probe, &e2m1), "E2M1 of {probe}");
+    fn levels_of_small_floats_are_the_values_of_their_codes() {
+        let mut probes = vec![0.0, -0.0, 1e30, -1e30, f32::from_bits(1), 447.9, 464.0, 500.0];
+        probes.extend((0..0x7F80).flat_map(|high| [f32::from_bits(high << 16), -f32::from_bits(high << 16 | 0x8001)]));
+        for probe in probes {
+            assert_eq!(to_e4m3(probe), e4m3_to_f32(f32_to_e4m3(probe)), "E4M3 of {probe}");
+            assert_eq!(to_e2m1(probe), e2m1_to_f32(f32_to_e2m1(probe)), "E2M1 of {probe}");
         }
     }
 

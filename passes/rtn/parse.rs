@@ -124,12 +124,6 @@ impl Settings {
         let symmetric = parse_symmetric(&reader, number, range)?;
         let zero = reader
             .word("zero", &[("auto", ZeroKind::Auto), ("integer", ZeroKind::Integer), ("float", ZeroKind::Float)])?;
-        if !symmetric && sharing == Sharing::Tensor {
-            return Err(wrong(
-                "symmetric",
-                "a scale for the whole tensor has no zero point; expected true or another `granularity`",
-            ));
-        }
         if range == Range::Hqq {
             if matches!(number, Number::Float { .. }) {
                 return Err(wrong("range", "\"hqq\" moves zero points, which float formats do not have; use \"mse\""));

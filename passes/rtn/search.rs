@@ -113,7 +113,7 @@ fn refined<W: Weights + ?Sized>(weights: &W, grid: &Grid, start: Scored) -> Resu
     for _ in 0..ROUNDS {
         let next =
             GroupScale { zero_clamped: best.group.zero_clamped, ..grid.group(best.next_step as f32, best.group.zero) };
-        if next.scale == best.group.scale || !(best.next_step > 0.0) {
+        if next.scale == best.group.scale || best.next_step <= 0.0 {
             break;
         }
         let next = Scored::new(grid, next, weights.sums(grid, &[next])?[0]);

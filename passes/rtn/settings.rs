@@ -185,7 +185,7 @@ impl Settings {
         };
         let outliers = match self.outliers {
             None => 0,
-            Some(OutlierRule::Share(share)) => self.shared_outliers(share, matrix),
+            Some(OutlierRule::Share(share)) => Self::shared_outliers(share, matrix),
             Some(OutlierRule::Sigma(_)) => {
                 return Err(wrong(
                     "outlier_sigma",
@@ -213,7 +213,7 @@ impl Settings {
     }
 
     /// The exact number of outliers for a share of them.
-    pub(super) fn shared_outliers(&self, share: f64, matrix: &Matrix) -> u64 {
+    pub(super) fn shared_outliers(share: f64, matrix: &Matrix) -> u64 {
         (share * (matrix.rows as f64 * matrix.columns as f64)).round_ties_even() as u64
     }
 

@@ -138,6 +138,8 @@ impl Encoded {
                         let implied = f64::from(1_u32 << (bits - 1));
                         let zero = if self.codec().zero == ZeroPoint::None {
                             implied
+                        } else if let Some(zero) = self.parameters.tensor_zero {
+                            f64::from(zero)
                         } else {
                             f64::from(self.stripe.rows.zeros[group])
                         };
@@ -303,7 +305,7 @@ proptest! {
     fn least_squares_is_never_worse_than_min_max(dense in any_matrix(), kind in 0_usize..10) {
         let texts = [
             "bits = 2", "bits = 3\nsymmetric = false", "bits = 4", "bits = 4\nsymmetric = false\ngroup_size = 32",
-            "bits = 8\ngranularity = \"channel\"", "bits = 4\ngranularity = \"tensor\"", "format = \"fp8\"",
+            "bits = 8\ngranularity = \"channel\"", "bits = 4\nsymmetric = false\ngranularity = \"tensor\"", "format = \"fp8\"",
             "format = \"mxfp4\"", "format = \"mxfp8\"", "format = \"nvfp4\"",
         ];
         let error = |range: &str| {
@@ -331,6 +333,24 @@ proptest! {
             let unit = grid.step(&start);
             prop_assert!(objective(weights, &grid, &found, unit) <= objective(weights, &grid, &start, unit));
             prop_assert!(float || found.zero >= f32::from(minimum) && found.zero.fract() == 0.0);
+        }
+    }
+
+    #[test]
+    fn the_codec_decodes_what_was_encoded(dense in any_matrix(), kind in 0_usize..7) {
+        let texts = [
+            "bits = 4", "bits = 5\nsymmetric = false\ngranularity = \"tensor\"", "bits = 3\nrange = \"hqq\"\ngroup_size = 9",
+            "format = \"fp8\"\nblock = [4, 16]", "format = \"nvfp4\"", "format = \"mxfp8\"", "bits = 2\noutliers = 0.05",
+        ];
+        let encoded = encode(&dense, &settings(texts[kind]), ScaleFormat::BF16);
+        encoded.codec().validate(dense.rows, dense.columns).unwrap();
+        let mut rows = encoded.stripe.rows.clone();
+        (rows.rows, rows.columns) = (dense.rows, dense.columns);
+        let mut decoded = vec![0.0; dense.weights.len()];
+        encoded.codec().dequantize_rows(&rows, &encoded.parameters, &mut decoded).unwrap();
+        let largest = dense.weights.iter().fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
+        for (got, expected) in decoded.iter().zip(encoded.decoded(&dense)) {
+            prop_assert!((f64::from(*got) - expected).abs() <= f64::from(largest) * 1e-6 + 1e-44, "{} {}", got, expected);
         }
     }
 
@@ -627,7 +647,6 @@ fn wrong_settings_name_the_key_and_what_was_expected() {
         ("block_rows = 3", "block_rows", "divide 128"),
         ("block = [128, 128]\ngranularity = \"tensor\"", "block", "granularity = \"block\""),
         ("format = \"fp8\"\nsymmetric = false", "symmetric", "no zero points"),
-        ("granularity = \"tensor\"\nsymmetric = false", "symmetric", "no zero point"),
         ("range = \"best\"", "range", "\"mse\""),
         ("range = \"hqq\"\nsymmetric = true", "symmetric", "finds zero points"),
         ("range = \"hqq\"\nformat = \"fp8\"", "range", "zero points"),

@@ -9,13 +9,7 @@ use crate::{checkpoint::Dtype, evaluate::ErrorFigures, layout::LayoutName};
 
 fn manifest() -> Manifest {
     let hash = ContentHash::of(b"weights");
-    let input = |name: &str| InputTensor {
-        name: name.into(),
-        dtype: Dtype::BF16,
-        shape: vec![2, 3],
-        bytes: 12,
-        hash,
-    };
+    let input = |name: &str| InputTensor { name: name.into(), dtype: Dtype::BF16, shape: vec![2, 3], bytes: 12, hash };
     let output = |name: &str, error| OutputTensor {
         name: name.into(),
         source: vec![name.into()],
