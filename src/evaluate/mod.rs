@@ -1,5 +1,13 @@
 //! Figures of merit.
 
+mod compare;
 mod error_figures;
+mod statistics;
+mod stripes;
+#[cfg(test)]
+mod test_matrix;
 
+pub use compare::compare;
 pub use error_figures::{ErrorFigures, ErrorSums, measure};
+pub use statistics::{HISTOGRAM_BINS, Histogram, OUTLIER_SIGMAS, Statistics};
+pub use stripes::map_stripes;

@@ -195,14 +195,12 @@ impl Manifest {
     }
 
     fn check_finite(&self) -> Result<(), ManifestError> {
-        for tensor in &self.tensors {
-            let error = tensor.error.map_or([0.0; 4], |e| [e.relative, e.snr_db.unwrap_or(0.0), e.max_abs, e.cosine]);
-            if !tensor.bits_per_weight.is_finite() || error.iter().any(|figure| !figure.is_finite()) {
-                return Err(ManifestError::Unwritable {
-                    key: format!("tensors.{}", tensor.name),
-                    message: "a figure of it is not a finite number".into(),
-                });
-            }
+        let unwritable = self.tensors.iter().find(|tensor| !tensor.bits_per_weight.is_finite());
+        if let Some(tensor) = unwritable {
+            return Err(ManifestError::Unwritable {
+                key: format!("tensors.{}.bits_per_weight", tensor.name),
+                message: format!("{} is not a finite number", tensor.bits_per_weight),
+            });
         }
         Ok(())
     }

@@ -103,8 +103,19 @@ fn another_schema_is_named_before_its_keys_are_judged() {
 }
 
 #[test]
+fn an_infinite_error_survives_as_null() {
+    let mut infinite = manifest();
+    infinite.tensors[0].error =
+        Some(ErrorFigures { relative: f64::INFINITY, snr_db: None, max_abs: f64::INFINITY, cosine: 0.0 });
+    let read = Manifest::parse(&infinite.to_json().unwrap(), Path::new("manifest.json")).unwrap();
+    assert_eq!(read.tensor("b"), infinite.tensor("b"));
+}
+
+#[test]
 fn a_figure_that_json_cannot_hold_is_refused() {
     let mut wrong = manifest();
     wrong.tensors[0].bits_per_weight = f64::NAN;
-    assert!(matches!(wrong.to_json(), Err(ManifestError::Unwritable { key, .. }) if key == "tensors.b"));
+    assert!(
+        matches!(wrong.to_json(), Err(ManifestError::Unwritable { key, .. }) if key == "tensors.b.bits_per_weight")
+    );
 }
