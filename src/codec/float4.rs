@@ -2,6 +2,10 @@
 //!
 //! Source: OCP Microscaling Formats (MX) v1.0, section 5.3.3; rounding and signs as compressed-tensors' `cast_to_fp4`.
 
+use multiversion::multiversion;
+
+use super::integer::map;
+
 /// Largest value.
 pub const E2M1_MAX: f32 = 6.0;
 
@@ -30,6 +34,17 @@ pub fn f32_to_e2m1(value: f32) -> u8 {
         + u8::from(magnitude >= 3.5)
         + u8::from(magnitude > 5.0);
     code | (u8::from(value < 0.0) << 3)
+}
+
+/// E2M1 codes of one row: the nearest value to w / scale, `scales` holding one scale per group of `group` columns.
+///
+/// # Panics
+/// Panics when `group` is 0.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+pub fn quantize_fp4_row(row: &[f32], scales: &[f32], group: usize, codes: &mut [u8]) {
+    for ((weights, codes), &scale) in row.chunks(group).zip(codes.chunks_mut(group)).zip(scales) {
+        map(weights, codes, |weight| f32_to_e2m1(weight / scale));
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 //!
 //! Source: Micikevicius et al., "FP8 formats for deep learning" (arXiv 2209.05433), table 1.
 
+use multiversion::multiversion;
+
+use super::integer::map;
+
 /// Largest finite E4M3FN value.
 pub const E4M3_MAX: f32 = 448.0;
 
@@ -50,6 +54,17 @@ pub fn f32_to_e5m2(value: f32) -> u8 {
     let subnormal = (f32::from_bits(clamped) + 128.0).to_bits() - 128.0f32.to_bits();
     let finite = if clamped < 0x3880_0000 { subnormal } else { normal };
     (sign | if magnitude > 0x7f80_0000 { 0x7f } else { finite }) as u8
+}
+
+/// E4M3 codes of one row: the nearest value to w / scale, `scales` holding one scale per group of `group` columns.
+///
+/// # Panics
+/// Panics when `group` is 0.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+pub fn quantize_fp8_row(row: &[f32], scales: &[f32], group: usize, codes: &mut [u8]) {
+    for ((weights, codes), &scale) in row.chunks(group).zip(codes.chunks_mut(group)).zip(scales) {
+        map(weights, codes, |weight| f32_to_e4m3(weight / scale));
+    }
 }
 
 #[cfg(test)]

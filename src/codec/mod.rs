@@ -4,17 +4,23 @@
 //! exactly. A pass fills it, a layout packs it into tensors, a layout unpacks it again, and
 //! [`Codec::dequantize_rows`] turns it back into weights. So a pass knows no layout and a layout no algorithm.
 
+pub mod bits;
 pub mod float4;
 pub mod float8;
+pub mod integer;
+pub mod mx;
+pub mod range;
 
 mod coded;
 mod dequantize;
 mod error;
 mod format;
 mod name;
+mod scale;
 mod source;
 
 pub use coded::{CodedRows, MatrixParameters, Outliers};
 pub use error::CodecError;
 pub use format::{Codec, Element, Granularity, OutlierCount, ScaleFormat, ZeroPoint};
-pub use source::RowSource;
+pub use scale::RoundedScale;
+pub use source::{DenseRows, Release, RowSource};

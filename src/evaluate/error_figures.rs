@@ -170,7 +170,7 @@ fn accumulate_wide(sums: &mut ErrorSums, source: &[f32], decoded: &[f32], max_ab
     sums.merge(&block);
 }
 
-/// Measures a coded stripe against its source, whose rows are read again one at a time.
+/// Measures a coded stripe against its source, whose rows are read again, few at a time.
 ///
 /// # Errors
 /// [`CodecError`] when the stripe is malformed or does not fit the source, or the source cannot be read.
@@ -190,13 +190,18 @@ pub fn measure(
         return Err(CodecError::Length { what: "columns", expected, got });
     }
     let mut sums = ErrorSums::default();
-    let mut weights = vec![0.0; coded.columns];
+    let at_once = source.rows_at_once().clamp(1, coded.rows.max(1));
+    let mut weights = vec![0.0; at_once * coded.columns];
     let mut decoded = vec![0.0; coded.columns];
     let mut divided = Vec::new();
-    for row in 0..coded.rows {
-        source.read_rows(coded.first_row + row, &mut weights)?;
-        codec.row_unchecked(coded, row, parameters, &mut divided, &mut decoded)?;
-        sums.accumulate_row(&weights, &decoded);
+    for first in (0..coded.rows).step_by(at_once) {
+        let count = at_once.min(coded.rows - first);
+        let weights = &mut weights[..count * coded.columns];
+        source.read_rows(coded.first_row + first, weights)?;
+        for (offset, weights) in weights.chunks_exact(coded.columns.max(1)).enumerate() {
+            codec.row_unchecked(coded, first + offset, parameters, &mut divided, &mut decoded)?;
+            sums.accumulate_row(weights, &decoded);
+        }
     }
     Ok(sums)
 }
