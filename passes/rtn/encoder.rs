@@ -153,7 +153,7 @@ impl MatrixEncoder for Encoder {
         let matrix = WholeMatrix { source, outliers: outliers.as_ref() };
         let mut parameters = MatrixParameters::default();
         if self.codec.scale == ScaleFormat::E4M3OverGlobal {
-            parameters.tensor_scale = Some(Grid::global_for(matrix.extent()?.absmax()));
+            parameters.tensor_scale = Some(self.grid.global_for(matrix.extent()?.absmax()));
         } else if self.codec.granularity == Granularity::Tensor {
             let extent = matrix.extent()?;
             let group = match self.range {

@@ -15,6 +15,9 @@ use crate::{
     },
 };
 
+/// Largest global scale of NVFP4: that of a matrix of which no weight is beyond F32's subnormals.
+const LARGEST_GLOBAL: f32 = 1.0e38;
+
 /// Scale and zero point of one group, as stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupScale {
@@ -34,6 +37,7 @@ pub struct Grid {
     element: Element,
     scale: ScaleFormat,
     zero: ZeroPoint,
+    dense: Dtype,
     /// Smallest whole zero point.
     minimum_zero: f32,
     /// Largest scale for which every level is finite in the dense type.
@@ -56,16 +60,28 @@ impl Grid {
             element: codec.element,
             scale: codec.scale,
             zero: codec.zero,
+            dense,
             minimum_zero: f32::from(minimum_zero_point),
             largest_scale: largest_weight / largest_level,
             global: 1.0,
         }
     }
 
-    /// NVFP4's global scale for a matrix with this largest magnitude: group scales use E4M3's whole range.
-    pub fn global_for(absmax: f32) -> f32 {
-        let global = E4M3_MAX * E2M1_MAX / absmax;
-        if absmax == 0.0 { 1.0 } else { global.min(f32::MAX) }
+    /// NVFP4's global scale for a matrix with this largest magnitude: group scales use E4M3's whole range. In the
+    /// dense type and by way of the reciprocal, as compressed-tensors' writer has it: any global scale near this one is as
+    /// good, this one keeps the bytes equal.
+    pub fn global_for(&self, absmax: f32) -> f32 {
+        let reciprocal = self.in_dense_type(1.0 / absmax);
+        let global = self.in_dense_type((E4M3_MAX * E2M1_MAX * reciprocal).min(LARGEST_GLOBAL));
+        if absmax == 0.0 { 1.0 } else { global }
+    }
+
+    fn in_dense_type(&self, value: f32) -> f32 {
+        match self.dense {
+            Dtype::BF16 => bf16::from_f32(value).to_f32(),
+            Dtype::F16 if value < f16::MAX.to_f32() => f16::from_f32(value).to_f32(),
+            _ => value,
+        }
     }
 
     /// The same with NVFP4's global scale.
@@ -172,7 +188,8 @@ impl Grid {
             (Element::Fp8E4M3, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax, 8),
             (Element::Fp4E2M1, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax, 2),
             (Element::Fp8E4M3, _) => self.group(absmax / E4M3_MAX, 0.0),
-            (Element::Fp4E2M1, _) => self.group(absmax / E2M1_MAX, 0.0),
+            // The detour over the dense type is the reference's; it keeps the bytes equal.
+            (Element::Fp4E2M1, _) => self.group(self.in_dense_type(absmax / E2M1_MAX).max(f32::MIN_POSITIVE), 0.0),
         }
     }
 
