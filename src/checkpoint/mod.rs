@@ -4,8 +4,10 @@
 
 pub mod config_text;
 mod dtype;
+pub mod header;
 
 pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
+pub use header::{canonical_order, header_bytes, write_file};
 
 use std::{
     collections::BTreeMap,
