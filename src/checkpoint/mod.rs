@@ -3,11 +3,20 @@
 //! Physical level: named tensors as stored. What they mean (codes, scales, dense weights) is [`crate::layout`]'s.
 
 pub mod config_text;
+mod discover;
 mod dtype;
+mod error;
+mod finite;
 pub mod header;
+mod mapped;
+mod parse;
 
-pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
+pub use error::CheckpointError;
+pub use finite::{NonFiniteReport, scan_non_finite};
 pub use header::{canonical_order, header_bytes, write_file};
+
+use parse::HeaderTensor;
+pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
 
 use std::{
     collections::BTreeMap,
@@ -69,8 +78,33 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError`], one variant per way in which the input can be wrong.
-    pub fn open(_path: &Path) -> Result<Self, CheckpointError> {
-        todo!()
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let found = discover::discover(path)?;
+        let mut files = Vec::with_capacity(found.files.len());
+        let mut tensors: BTreeMap<String, TensorEntry> = BTreeMap::new();
+        for (file, path) in found.files.into_iter().enumerate() {
+            let map = mapped::map(&path)?;
+            let bytes = map.len() as u64;
+            let header = parse::parse_header(&path, &map, bytes)?;
+            for tensor in header.tensors {
+                let HeaderTensor { name, dtype, shape, offset, bytes } = tensor;
+                let entry = TensorEntry { name: name.clone(), dtype, shape, file, offset, bytes };
+                if let Some(first) = tensors.insert(name, entry) {
+                    let first_path = files.get(first.file).map_or_else(|| path.clone(), |f: &SourceFile| f.path.clone());
+                    return Err(CheckpointError::DuplicateAcrossFiles {
+                        tensor: first.name,
+                        first: first_path,
+                        second: path,
+                    });
+                }
+            }
+            files.push(SourceFile { path, bytes, metadata: header.metadata, map });
+        }
+        if let Some((index, map)) = found.index {
+            check_index(index, &map, &tensors, &files)?;
+        }
+        let (config, companions) = (discover::config(&found.root)?, discover::companions(&found.root)?);
+        Ok(Self { root: found.root, files, tensors, config, companions })
     }
 
     /// The folder the checkpoint lies in.
@@ -117,21 +151,32 @@ impl Checkpoint {
         &self.files[entry.file].map[start..start + length]
     }
 
-    /// Gives the mapped pages wholly inside `range` (bytes of this tensor) back to the system; reading them again is
+    /// Gives the mapped pages that `range` touches (bytes of this tensor) back to the system; reading them again is
     /// allowed and costs a page fault.
-    pub fn release(&self, _entry: &TensorEntry, _range: Range<usize>) {
-        todo!()
+    pub fn release(&self, entry: &TensorEntry, range: Range<usize>) {
+        let start = usize::try_from(entry.offset).expect("validated against the map's length");
+        mapped::release(&self.files[entry.file].map, start + range.start..start + range.end);
     }
 }
 
-/// Every way in which a checkpoint can be wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum CheckpointError {}
-
-impl CheckpointError {
-    /// What the user can do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        None
+/// The index and the files must say the same of every tensor.
+fn check_index(
+    index: PathBuf,
+    map: &BTreeMap<String, String>,
+    tensors: &BTreeMap<String, TensorEntry>,
+    files: &[SourceFile],
+) -> Result<(), CheckpointError> {
+    for (tensor, file) in map {
+        let held = tensors.get(tensor).is_some_and(|entry| files[entry.file].path.ends_with(file));
+        if !held {
+            return Err(CheckpointError::IndexedTensorMissing { index, file: file.clone(), tensor: tensor.clone() });
+        }
+    }
+    match tensors.values().find(|entry| !map.contains_key(&entry.name)) {
+        Some(entry) => {
+            let (file, tensor) = (files[entry.file].path.clone(), entry.name.clone());
+            Err(CheckpointError::NotIndexed { index, file, tensor })
+        }
+        None => Ok(()),
     }
 }
