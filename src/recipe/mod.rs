@@ -1,8 +1,34 @@
 //! Recipes: what the user wrote, typed, with places kept for error messages; presets and selectors.
+//!
+//! Reading checks all that a recipe alone can tell (keys, types, values, passes, settings); [`Recipe::assign`] checks
+//! the rest against a model. `docs/recipe.md` is the reference for users.
 
-use std::path::{Path, PathBuf};
+mod assign;
+mod document;
+mod error;
+mod presets;
+mod read;
+mod resolved;
+mod rule;
+mod selector;
+mod settings;
+mod size;
 
-use crate::{layout::LayoutName, model::ModelMap, passes::Settings};
+pub use error::{Diagnostic, Place, RecipeError};
+pub use presets::{PRESETS, Preset, preset};
+pub use rule::PassRule;
+pub use selector::{Selector, SelectorError};
+pub use size::parse_bytes;
+
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    layout::LayoutName,
+    passes::{REGISTRY, Settings},
+};
 
 /// A recipe as resolved: every default filled in, paths made relative to the working folder.
 #[derive(Debug, Clone)]
@@ -15,10 +41,32 @@ pub struct Recipe {
     pub seed: u64,
     /// What to do with non-finite weights.
     pub non_finite: NonFinite,
+    /// Text for passes that need data.
+    pub calibration: Option<Calibration>,
     /// The passes in order.
     pub passes: Vec<PassRule>,
     /// Where and how to write.
     pub artifact: Artifact,
+    written: Written,
+    source: error::Source,
+}
+
+/// Paths as the recipe has them, for [`Recipe::resolved`].
+#[derive(Debug, Clone)]
+struct Written {
+    model: Option<String>,
+    out: Option<String>,
+}
+
+/// What the command line says instead of the recipe. Its paths are relative to the working folder.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// `--model`: wins over the recipe's `model`.
+    pub model: Option<PathBuf>,
+    /// `--out`: wins over the recipe's `out`.
+    pub out: Option<PathBuf>,
+    /// Taken where neither names a folder to write, for commands that write none; without it that is an error.
+    pub default_out: Option<PathBuf>,
 }
 
 /// `[input] non_finite`.
@@ -32,6 +80,18 @@ pub enum NonFinite {
     Keep,
 }
 
+/// `[calibration]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Calibration {
+    /// The files to read.
+    pub text: Vec<PathBuf>,
+    /// How many sequences to draw from them.
+    pub sequences: u64,
+    /// Tokens of a sequence.
+    pub sequence_length: u64,
+    written: Vec<String>,
+}
+
 /// `[artifact]`.
 #[derive(Debug, Clone)]
 pub struct Artifact {
@@ -41,16 +101,6 @@ pub struct Artifact {
     pub layout: LayoutName,
     /// Largest file in bytes; a single tensor may be larger.
     pub shard_size: u64,
-}
-
-/// One `[[pass]]` with its overrides.
-#[derive(Debug, Clone)]
-pub struct PassRule {
-    /// Registered name of the pass (presets are resolved).
-    pub pass: String,
-    /// Line in the recipe, 1-based, for messages.
-    pub line: usize,
-    // selectors, base settings with places, overrides: recipe's own
 }
 
 /// What one pass rule does to one tensor.
@@ -69,26 +119,47 @@ impl Recipe {
     ///
     /// # Errors
     /// [`RecipeError`] with file, line, column, a caret, and the nearest valid key where one is unknown.
-    pub fn read(_path: &Path) -> Result<Self, RecipeError> {
-        todo!()
+    pub fn read(path: &Path) -> Result<Self, RecipeError> {
+        Self::read_with(path, &Overrides::default())
     }
 
-    /// Which rule applies to which tensor with which settings, by rule and then in map order.
+    /// Reads a recipe file under what the command line says.
     ///
     /// # Errors
-    /// [`RecipeError`] for a selector that matches nothing (unless the rule says `optional = true`).
-    pub fn assign(&self, _model: &ModelMap) -> Result<Vec<Assignment>, RecipeError> {
-        todo!()
+    /// As [`Recipe::read`].
+    pub fn read_with(path: &Path, overrides: &Overrides) -> Result<Self, RecipeError> {
+        let unreadable = |source| RecipeError::Read { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        let mut bytes = Vec::new();
+        // One byte more than allowed, so that a device or a growing file cannot fill the memory.
+        file.take(read::MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() as u64 > read::MAX_BYTES {
+            let bytes = path.metadata().map_or(bytes.len() as u64, |metadata| metadata.len());
+            return Err(RecipeError::TooLarge { path: path.to_owned(), bytes, limit: read::MAX_BYTES });
+        }
+        let text = String::from_utf8(bytes).map_err(|error| RecipeError::NotText {
+            path: path.to_owned(),
+            offset: error.utf8_error().valid_up_to(),
+        })?;
+        Self::parse_with(&text, path, overrides)
     }
 
-    /// The recipe as resolved, canonical: presets expanded, defaults filled, keys sorted. Written to the manifest and
-    /// hashed for resume. Paths stay as written, so that the same recipe gives the same manifest anywhere.
-    #[must_use]
-    pub fn resolved(&self) -> serde_json::Value {
-        todo!()
+    /// Reads the text of a recipe as if it stood in the file `path`.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
+        Self::parse_with(text, path, &Overrides::default())
+    }
+
+    /// Reads the text of a recipe as if it stood in the file `path`, under what the command line says.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn parse_with(text: &str, path: &Path, overrides: &Overrides) -> Result<Self, RecipeError> {
+        read::parse(text, path, overrides, REGISTRY)
     }
 }
 
-/// Every way in which a recipe can be wrong. Displays like a compiler: message, `--> file:line:column`, the line, a caret.
-#[derive(Debug, thiserror::Error)]
-pub enum RecipeError {}
+#[cfg(test)]
+mod tests;

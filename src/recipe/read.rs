@@ -1,0 +1,385 @@
+//! From text to a typed recipe: keys, types, values, names of passes, settings. Reports all that it finds, not the first.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use toml::de::DeTable;
+
+use super::{
+    Artifact, Calibration, NonFinite, Overrides, PassRule, Recipe, RecipeError, Written,
+    document::{Located, Reader, describe, entries},
+    error::{Problem, Source, did_you_mean, shown},
+    presets::{PRESETS, preset},
+    rule::{self, Choices, SettingOverride},
+    selector::Selector,
+    settings::{Layer, merge},
+    size::parse_bytes,
+};
+use crate::{layout::LayoutName, passes::PassInfo};
+
+/// Largest recipe in bytes.
+pub(super) const MAX_BYTES: u64 = 1 << 20;
+/// Largest file of an artifact when the recipe does not say.
+const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
+
+const LAYOUTS: [LayoutName; 6] = [
+    LayoutName::CompressedTensors,
+    LayoutName::Gptq,
+    LayoutName::GptqV2,
+    LayoutName::Awq,
+    LayoutName::Bantam,
+    LayoutName::Dense,
+];
+
+/// Reads the text of a recipe with the passes of `registry`.
+pub(super) fn parse(
+    text: &str,
+    path: &Path,
+    overrides: &Overrides,
+    registry: &[PassInfo],
+) -> Result<Recipe, RecipeError> {
+    if text.len() as u64 > MAX_BYTES {
+        return Err(RecipeError::TooLarge { path: path.to_owned(), bytes: text.len() as u64, limit: MAX_BYTES });
+    }
+    let source = Source::new(path, text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        return Err(source.error(errors.iter().map(|error| syntax_error(&source, error)).collect()));
+    }
+    let mut reader = Reader::new(&source);
+    let recipe = read_root(&mut reader, document.get_ref(), path, overrides, registry);
+    let problems = reader.problems;
+    match recipe {
+        Some(recipe) if problems.is_empty() => Ok(recipe),
+        _ => Err(source.error(problems)),
+    }
+}
+
+fn syntax_error(source: &Source, error: &toml::de::Error) -> Problem {
+    let Some(span) = error.span() else { return Problem::of_all(format!("not TOML: {}", error.message())) };
+    match (error.message(), source.text(&span)) {
+        ("duplicate key", key) if !key.is_empty() => Problem::at(&span, format!("`{}` is set twice", shown(key))),
+        ("string values must be quoted, expected literal string", "") => {
+            Problem::at(&span, "not TOML: a value is missing")
+        }
+        (message, _) => Problem::at(&span, format!("not TOML: {message}")),
+    }
+}
+
+fn read_root(
+    reader: &mut Reader<'_>,
+    root: &DeTable<'_>,
+    path: &Path,
+    overrides: &Overrides,
+    registry: &[PassInfo],
+) -> Option<Recipe> {
+    reader.check_keys(root, "the recipe", &["schema", "model", "seed", "input", "calibration", "pass", "artifact"]);
+    check_schema(reader, root);
+    let model = reader.string(root, "model", "the folder of a checkpoint").map(|model| model.value);
+    if model.is_none() && overrides.model.is_none() && !root.contains_key("model") {
+        missing(reader, None, "`model` is missing", "write `model = \"…\"` at the top, or give --model DIR");
+    }
+    let seed = reader.whole(root, "seed", 0).unwrap_or(0);
+    let non_finite = read_input(reader, root);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let calibration = read_calibration(reader, root, folder);
+    let mut passes = Vec::new();
+    for table in reader.tables(root, "pass", "pass") {
+        passes.extend(read_rule(reader, &table, registry));
+    }
+    if !root.contains_key("pass") {
+        missing(reader, None, "the recipe has no `[[pass]]`", "write `[[pass]]` and under it `use = \"int4\"`");
+    }
+    let (artifact, out) = read_artifact(reader, root, folder, overrides);
+    let relative = |written: &str| tidy(&folder.join(written));
+    Some(Recipe {
+        path: path.to_owned(),
+        model: overrides.model.clone().or_else(|| model.as_deref().map(relative)).unwrap_or_default(),
+        seed,
+        non_finite,
+        calibration,
+        passes,
+        artifact: artifact?,
+        written: Written { model, out },
+        source: reader.source.clone(),
+    })
+}
+
+fn missing(reader: &mut Reader<'_>, span: Option<&Range<usize>>, message: &str, help: &str) {
+    let problem = match span {
+        Some(span) => Problem::at(span, message),
+        None => Problem::of_all(message),
+    };
+    reader.report(problem.help(help.to_owned()));
+}
+
+fn check_schema(reader: &mut Reader<'_>, root: &DeTable<'_>) {
+    match root.get("schema") {
+        None => missing(reader, None, "`schema` is missing", "write `schema = 1` at the top"),
+        Some(value) if value.get_ref().as_integer().is_some_and(|number| number.as_str() == "1") => {}
+        Some(value) => {
+            let got = describe(reader.source, value);
+            let newer = value.get_ref().is_integer();
+            let help = newer.then(|| "this version of bantam reads recipes of schema 1".to_owned());
+            reader.report(Problem::at(&value.span(), format!("`schema`: expected 1, got {got}")).help(help));
+        }
+    }
+}
+
+fn read_input(reader: &mut Reader<'_>, root: &DeTable<'_>) -> NonFinite {
+    let Some(table) = reader.table(root, "input") else { return NonFinite::default() };
+    reader.check_keys(table.value, "[input]", &["non_finite"]);
+    let Some(word) = reader.string(table.value, "non_finite", "\"refuse\" or \"keep\"") else {
+        return NonFinite::default();
+    };
+    match word.value.as_str() {
+        "refuse" => NonFinite::Refuse,
+        "keep" => NonFinite::Keep,
+        other => {
+            let help = did_you_mean(other, ["refuse", "keep"]);
+            let message = format!("`non_finite`: expected \"refuse\" or \"keep\", got \"{}\"", shown(other));
+            reader.report(Problem::at(&word.span, message).help(help));
+            NonFinite::default()
+        }
+    }
+}
+
+fn read_calibration(reader: &mut Reader<'_>, root: &DeTable<'_>, folder: &Path) -> Option<Calibration> {
+    let table = reader.table(root, "calibration")?.value;
+    reader.check_keys(table, "[calibration]", &["text", "sequences", "sequence_length"]);
+    let written: Vec<String> = reader
+        .strings(table, "text", "a list of files")
+        .map(|list| list.value.into_iter().map(|file| file.value).collect())
+        .unwrap_or_default();
+    Some(Calibration {
+        text: written.iter().map(|file| tidy(&folder.join(file))).collect(),
+        sequences: reader.whole(table, "sequences", 1).unwrap_or(128),
+        sequence_length: reader.whole(table, "sequence_length", 2).unwrap_or(256),
+        written,
+    })
+}
+
+fn read_artifact(
+    reader: &mut Reader<'_>,
+    root: &DeTable<'_>,
+    folder: &Path,
+    overrides: &Overrides,
+) -> (Option<Artifact>, Option<String>) {
+    let empty = DeTable::new();
+    let located = reader.table(root, "artifact");
+    if root.contains_key("artifact") && located.is_none() {
+        return (None, None);
+    }
+    let table = located.as_ref().map_or(&empty, |located| located.value);
+    reader.check_keys(table, "[artifact]", &["out", "layout", "shard_size"]);
+    let written = reader.string(table, "out", "the folder to write").map(|out| out.value);
+    let out = overrides.out.clone().or_else(|| written.as_deref().map(|out| tidy(&folder.join(out))));
+    let out = out.or_else(|| overrides.default_out.clone());
+    if out.is_none() && !table.contains_key("out") {
+        let span = located.as_ref().map(|located| &located.span);
+        missing(reader, span, "`out` is missing", "write `out = \"…\"` under [artifact], or give --out DIR");
+    }
+    let artifact = Artifact {
+        out: out.unwrap_or_default(),
+        layout: read_layout(reader, table),
+        shard_size: read_shard_size(reader, table),
+    };
+    (Some(artifact), written)
+}
+
+fn read_layout(reader: &mut Reader<'_>, table: &DeTable<'_>) -> LayoutName {
+    let Some(word) = reader.string(table, "layout", "the name of a layout") else {
+        return LayoutName::CompressedTensors;
+    };
+    if let Some(layout) = LAYOUTS.into_iter().find(|layout| layout.as_str() == word.value) {
+        return layout;
+    }
+    let names = LAYOUTS.map(LayoutName::as_str);
+    let problem = Problem::at(&word.span, format!("unknown layout \"{}\"", shown(&word.value)))
+        .note(format!("expected one of {}", quoted(names)))
+        .help(did_you_mean(&word.value, names));
+    reader.report(problem);
+    LayoutName::CompressedTensors
+}
+
+fn read_shard_size(reader: &mut Reader<'_>, table: &DeTable<'_>) -> u64 {
+    let bytes = match table.get("shard_size") {
+        None => None,
+        Some(value) if value.get_ref().is_str() => reader
+            .string(table, "shard_size", "a size such as \"5GB\"")
+            .and_then(|text| match parse_bytes(&text.value) {
+                Ok(bytes) => Some(bytes),
+                Err(message) => {
+                    reader.wrong(&text.span, format!("`shard_size`: {message}"));
+                    None
+                }
+            }),
+        Some(value) if value.get_ref().is_integer() => reader.whole(table, "shard_size", 1),
+        Some(value) => {
+            let got = describe(reader.source, value);
+            reader.wrong(
+                &value.span(),
+                format!("`shard_size`: expected a size such as \"5GB\" or a number of bytes, got {got}"),
+            );
+            None
+        }
+    };
+    bytes.unwrap_or(DEFAULT_SHARD_BYTES)
+}
+
+fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    names.into_iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+}
+
+fn read_rule(reader: &mut Reader<'_>, located: &Located<&DeTable<'_>>, registry: &[PassInfo]) -> Option<PassRule> {
+    let table = located.value;
+    if !table.contains_key("use") {
+        let help = format!("write `use = \"…\"`: {}", names_of_uses(registry));
+        missing(reader, Some(&located.span), "`use` is missing: the rule names no pass", &help);
+        return None;
+    }
+    let name = reader.string(table, "use", "the name of a pass or preset")?;
+    let preset = preset(&name.value);
+    let pass = preset.map_or(name.value.as_str(), |preset| preset.pass);
+    let Some(info) = registry.iter().find(|info| info.name == pass) else {
+        let names: Vec<&str> =
+            registry.iter().map(|info| info.name).chain(PRESETS.iter().map(|preset| preset.name)).collect();
+        let problem = Problem::at(&name.span, format!("unknown pass or preset \"{}\"", shown(&name.value)))
+            .note(format!("expected {}", names_of_uses(registry)))
+            .help(did_you_mean(&name.value, names));
+        reader.report(problem);
+        return None;
+    };
+    let own = read_settings(reader, table, &["use", "select", "skip", "optional", "override"], info);
+    let base = preset.map(|preset| Layer::without_places(preset.table_beside(&own.table))).unwrap_or_default();
+    let select = read_selectors(reader, table, "select");
+    let skip = read_selectors(reader, table, "skip");
+    let defaults = |words: &[&str]| {
+        words
+            .iter()
+            .filter_map(|word| Selector::parse(word).ok())
+            .map(|selector| Located { value: selector, span: name.span.clone() })
+            .collect()
+    };
+    let skip_is_default = !table.contains_key("skip");
+    let mut rule = PassRule {
+        pass: info.name.to_owned(),
+        line: reader.source.line(located.span.start),
+        kind: info.kind,
+        parse: info.parse,
+        preset: preset.map(|preset| preset.name),
+        use_span: name.span.clone(),
+        choices: Choices {
+            select: select.unwrap_or_else(|| defaults(info.default_select)),
+            skip: skip.unwrap_or_else(|| defaults(info.default_skip)),
+            optional: reader.boolean(table, "optional").unwrap_or(false),
+            span: value_span(table, "select").unwrap_or_else(|| name.span.clone()),
+        },
+        skip_is_default,
+        layers: vec![base, own],
+        overrides: Vec::new(),
+    };
+    for part in reader.tables(table, "override", "pass.override") {
+        let known = ["select", "skip", "optional"];
+        let settings = read_settings(reader, part.value, &known, info);
+        let choices = Choices {
+            select: read_selectors(reader, part.value, "select").unwrap_or_default(),
+            skip: read_selectors(reader, part.value, "skip").unwrap_or_default(),
+            optional: reader.boolean(part.value, "optional").unwrap_or(false),
+            span: value_span(part.value, "select").unwrap_or_else(|| part.span.clone()),
+        };
+        rule.overrides.push(SettingOverride { choices, settings, span: part.span });
+    }
+    check_settings(reader, &rule);
+    Some(rule)
+}
+
+fn value_span(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
+    table.get(key).map(serde_spanned::Spanned::span)
+}
+
+fn names_of_uses(registry: &[PassInfo]) -> String {
+    let passes = quoted(registry.iter().map(|info| info.name));
+    let presets = quoted(
+        PRESETS.iter().filter(|preset| registry.iter().any(|info| info.name == preset.pass)).map(|preset| preset.name),
+    );
+    if presets.is_empty() { format!("a pass ({passes})") } else { format!("a pass ({passes}) or a preset ({presets})") }
+}
+
+fn read_settings(reader: &mut Reader<'_>, table: &DeTable<'_>, reserved: &[&str], info: &PassInfo) -> Layer {
+    let known: Vec<&str> = reserved.iter().chain(info.keys).copied().collect();
+    let mut layer = Layer::default();
+    for (key, span, value) in entries(table) {
+        if reserved.contains(&key) {
+            continue;
+        }
+        if !info.keys.contains(&key) {
+            let place = if reserved.contains(&"use") {
+                format!("a rule of pass `{}`", info.name)
+            } else {
+                format!("an override of pass `{}`", info.name)
+            };
+            reader.unknown_key(key, &span, &place, &known);
+            continue;
+        }
+        if let Some(value) = reader.plain(key, value, &mut layer.places) {
+            layer.table.insert(key.to_owned(), value);
+        }
+    }
+    layer
+}
+
+fn read_selectors(reader: &mut Reader<'_>, table: &DeTable<'_>, key: &str) -> Option<Vec<Located<Selector>>> {
+    let list = reader.strings(table, key, "a list of selectors, as in [\"linear\", \"*.q_proj.weight\"]")?;
+    if list.value.is_empty() && key == "select" {
+        let problem = Problem::at(&list.span, "`select`: expected at least one selector, got none");
+        reader.report(problem.help("leave `select` out to take what the pass takes by itself".to_owned()));
+    }
+    let mut selectors = Vec::with_capacity(list.value.len());
+    for Located { value, span } in list.value {
+        match Selector::parse(&value) {
+            Ok(value) => selectors.push(Located { value, span }),
+            Err(error) => {
+                reader.wrong(&span, error.to_string());
+            }
+        }
+    }
+    Some(selectors)
+}
+
+/// Types the settings of a rule alone and with each of its overrides, so that a mistake shows before any model is read.
+fn check_settings(reader: &mut Reader<'_>, rule: &PassRule) {
+    let alone: Vec<&Layer> = rule.layers.iter().collect();
+    let base = (rule.parse)(&merge(alone.iter().copied()));
+    if let Err(error) = &base {
+        reader.report(rule::setting_problem(reader.source, rule, &[], error));
+    }
+    for (index, part) in rule.overrides.iter().enumerate() {
+        let merged = merge(alone.iter().copied().chain([&part.settings]));
+        if let Err(error) = (rule.parse)(&merged)
+            && base.as_ref().err() != Some(&error)
+        {
+            reader.report(rule::setting_problem(reader.source, rule, &[index], &error));
+        }
+    }
+}
+
+/// Takes `folder/..` out of a path where that changes nothing, so that messages stay readable.
+fn tidy(path: &Path) -> PathBuf {
+    use std::path::Component;
+    let mut tidied = PathBuf::new();
+    for component in path.components() {
+        let plain_folder = matches!(tidied.components().next_back(), Some(Component::Normal(_)))
+            && tidied.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        match component {
+            Component::ParentDir if plain_folder => {
+                tidied.pop();
+            }
+            Component::CurDir => {}
+            other => tidied.push(other),
+        }
+    }
+    if tidied.as_os_str().is_empty() { PathBuf::from(".") } else { tidied }
+}
