@@ -6,6 +6,7 @@ use multiversion::multiversion;
 
 use super::{
     Codec, CodecError, CodedRows, Element, Granularity, MatrixParameters, ScaleFormat, ZeroPoint, float4, float8,
+    groups::convert,
 };
 
 impl Codec {
@@ -114,46 +115,22 @@ enum Zeros<'a> {
     Stored(&'a [f32]),
 }
 
-/// Calls `weight` on every code. Whole runs of 16 lanes come first, so that short groups vectorise too.
-#[inline(always)]
-fn map(codes: &[u8], out: &mut [f32], weight: impl Fn(u8) -> f32) {
-    let (code_lanes, code_rest) = codes.as_chunks::<16>();
-    let (out_lanes, out_rest) = out.as_chunks_mut::<16>();
-    for (codes, out) in code_lanes.iter().zip(out_lanes) {
-        for lane in 0..16 {
-            out[lane] = weight(codes[lane]);
-        }
-    }
-    for (code, out) in code_rest.iter().zip(out_rest) {
-        *out = weight(*code);
-    }
-}
-
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn integers(codes: &[u8], scales: &[f32], zero: f32, group: usize, out: &mut [f32]) {
-    for ((codes, out), &scale) in codes.chunks(group).zip(out.chunks_mut(group)).zip(scales) {
-        map(codes, out, |code| (f32::from(code) - zero) * scale);
-    }
+    convert(codes, (scales, scales), group, out, |code, scale, _| (f32::from(code) - zero) * scale);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn integers_with_zeros(codes: &[u8], scales: &[f32], zeros: &[f32], group: usize, out: &mut [f32]) {
-    let parameters = scales.iter().zip(zeros);
-    for ((codes, out), (&scale, &zero)) in codes.chunks(group).zip(out.chunks_mut(group)).zip(parameters) {
-        map(codes, out, |code| (f32::from(code) - zero) * scale);
-    }
+    convert(codes, (scales, zeros), group, out, |code, scale, zero| (f32::from(code) - zero) * scale);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn fp8(codes: &[u8], scales: &[f32], group: usize, out: &mut [f32]) {
-    for ((codes, out), &scale) in codes.chunks(group).zip(out.chunks_mut(group)).zip(scales) {
-        map(codes, out, |code| float8::e4m3_to_f32(code) * scale);
-    }
+    convert(codes, (scales, scales), group, out, |code, scale, _| float8::e4m3_to_f32(code) * scale);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn fp4(codes: &[u8], scales: &[f32], group: usize, out: &mut [f32]) {
-    for ((codes, out), &scale) in codes.chunks(group).zip(out.chunks_mut(group)).zip(scales) {
-        map(codes, out, |code| float4::e2m1_to_f32(code) * scale);
-    }
+    convert(codes, (scales, scales), group, out, |code, scale, _| float4::e2m1_to_f32(code) * scale);
 }

@@ -4,7 +4,7 @@
 
 use multiversion::multiversion;
 
-use super::integer::map;
+use super::groups::convert;
 
 /// Largest value.
 pub const E2M1_MAX: f32 = 6.0;
@@ -21,19 +21,18 @@ pub fn e2m1_to_f32(code: u8) -> f32 {
 }
 
 /// Encodes to a nibble: round to nearest, ties to the even code, saturating at ±6. A negative value that rounds to zero
-/// keeps its sign, −0 itself does not; not-a-number becomes zero.
+/// keeps its sign, −0 itself does not; not-a-number saturates.
 #[must_use]
 #[inline(always)]
 pub fn f32_to_e2m1(value: f32) -> u8 {
-    let magnitude = value.abs();
-    let code = u8::from(magnitude > 0.25)
-        + u8::from(magnitude >= 0.75)
-        + u8::from(magnitude > 1.25)
-        + u8::from(magnitude >= 1.75)
-        + u8::from(magnitude > 2.5)
-        + u8::from(magnitude >= 3.5)
-        + u8::from(magnitude > 5.0);
-    code | (u8::from(value < 0.0) << 3)
+    let clamped = (value.to_bits() & 0x7fff_ffff).min(E2M1_MAX.to_bits());
+    // 2^(e+22), where 2^e is the value's binade but at least 1: its unit in the last place is the distance of codes
+    // there, so the sum's rounding is theirs, and its low bits count them.
+    let binade = (clamped & 0x7f80_0000).max(1.0f32.to_bits());
+    let rounder = binade + (22 << 23);
+    let steps = (f32::from_bits(clamped) + f32::from_bits(rounder)).to_bits() - rounder;
+    let code = steps + ((binade >> 22) - (127 << 1));
+    (code | (u32::from(value < 0.0) << 3)) as u8
 }
 
 /// E2M1 codes of one row: the nearest value to w / scale, `scales` holding one scale per group of `group` columns.
@@ -42,9 +41,7 @@ pub fn f32_to_e2m1(value: f32) -> u8 {
 /// Panics when `group` is 0.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 pub fn quantize_fp4_row(row: &[f32], scales: &[f32], group: usize, codes: &mut [u8]) {
-    for ((weights, codes), &scale) in row.chunks(group).zip(codes.chunks_mut(group)).zip(scales) {
-        map(weights, codes, |weight| f32_to_e2m1(weight / scale));
-    }
+    convert(row, (scales, scales), group, codes, |weight, scale, _| f32_to_e2m1(weight / scale));
 }
 
 #[cfg(test)]

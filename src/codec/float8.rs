@@ -4,7 +4,7 @@
 
 use multiversion::multiversion;
 
-use super::integer::map;
+use super::groups::convert;
 
 /// Largest finite E4M3FN value.
 pub const E4M3_MAX: f32 = 448.0;
@@ -33,10 +33,12 @@ pub fn f32_to_e4m3(value: f32) -> u8 {
     let sign = (bits >> 24) & 0x80;
     let magnitude = bits & 0x7fff_ffff;
     let clamped = magnitude.min(E4M3_MAX.to_bits());
-    let normal = ((clamped + 0x7_ffff + ((clamped >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
-    // Adding 2¹⁴ leaves a unit in the last place of 2⁻⁹, the distance of E4M3's subnormals: the sum's rounding is theirs.
-    let subnormal = (f32::from_bits(clamped) + 16384.0).to_bits() - 16384.0f32.to_bits();
-    let finite = if clamped < 0x3c80_0000 { subnormal } else { normal };
+    // 2^(e+20), where 2^e is the value's binade but at least the lowest normal one: its unit in the last place is the
+    // distance of codes there, so the sum's rounding is theirs, and its low bits count them.
+    let binade = (clamped & 0x7f80_0000).max(0x3c80_0000);
+    let rounder = binade + (20 << 23);
+    let steps = (f32::from_bits(clamped) + f32::from_bits(rounder)).to_bits() - rounder;
+    let finite = steps + ((binade >> 20) - (121 << 3));
     (sign | if magnitude > 0x7f80_0000 { 0x7f } else { finite }) as u8
 }
 
@@ -62,9 +64,7 @@ pub fn f32_to_e5m2(value: f32) -> u8 {
 /// Panics when `group` is 0.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 pub fn quantize_fp8_row(row: &[f32], scales: &[f32], group: usize, codes: &mut [u8]) {
-    for ((weights, codes), &scale) in row.chunks(group).zip(codes.chunks_mut(group)).zip(scales) {
-        map(weights, codes, |weight| f32_to_e4m3(weight / scale));
-    }
+    convert(row, (scales, scales), group, codes, |weight, scale, _| f32_to_e4m3(weight / scale));
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 
 use multiversion::multiversion;
 
+use super::groups::convert;
+
 /// 1.5·2²³: the unit in the last place is 1 on both sides of it.
 const ROUNDER: f32 = 12_582_912.0;
 
@@ -50,54 +52,31 @@ fn limit(value: f32, low: f32, high: f32) -> f32 {
     if value < high { value } else { high }
 }
 
-/// Calls `code` on every weight of a group, in runs of 16 lanes so that short groups vectorise too.
-#[inline(always)]
-pub(super) fn map(weights: &[f32], codes: &mut [u8], code: impl Fn(f32) -> u8) {
-    let (weight_lanes, weight_rest) = weights.as_chunks::<16>();
-    let (code_lanes, code_rest) = codes.as_chunks_mut::<16>();
-    for (weights, codes) in weight_lanes.iter().zip(code_lanes) {
-        for lane in 0..16 {
-            codes[lane] = code(weights[lane]);
-        }
-    }
-    for (weight, out) in weight_rest.iter().zip(code_rest) {
-        *out = code(*weight);
-    }
-}
-
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn symmetric(row: &[f32], scales: &[f32], group: usize, half: f32, codes: &mut [u8]) {
     let offset = half as u32;
-    for ((weights, codes), &scale) in row.chunks(group).zip(codes.chunks_mut(group)).zip(scales) {
-        map(weights, codes, |weight| {
-            let rounded = limit(weight / scale, -half, half - 1.0) + ROUNDER;
-            rounded.to_bits().wrapping_add(offset) as u8
-        });
-    }
+    convert(row, (scales, scales), group, codes, |weight, scale, _| {
+        let rounded = limit(weight / scale, -half, half - 1.0) + ROUNDER;
+        rounded.to_bits().wrapping_add(offset) as u8
+    });
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn asymmetric(row: &[f32], scales: &[f32], zeros: &[f32], group: usize, largest: f32, codes: &mut [u8]) {
-    let parameters = scales.iter().zip(zeros);
-    for ((weights, codes), (&scale, &zero)) in row.chunks(group).zip(codes.chunks_mut(group)).zip(parameters) {
+    convert(row, (scales, zeros), group, codes, |weight, scale, zero| {
+        // Only whole zero points are asked for; rounding others keeps the codes within their width.
         let zero = (limit(zero, 0.0, largest) + ROUNDER) - ROUNDER;
-        let offset = zero as u32;
-        map(weights, codes, |weight| {
-            let rounded = limit(weight / scale, -zero, largest - zero) + ROUNDER;
-            rounded.to_bits().wrapping_add(offset) as u8
-        });
-    }
+        let rounded = (limit(weight / scale, -zero, largest - zero) + ROUNDER) + zero;
+        rounded.to_bits() as u8
+    });
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn float_zero(row: &[f32], scales: &[f32], zeros: &[f32], group: usize, largest: f32, codes: &mut [u8]) {
-    let parameters = scales.iter().zip(zeros);
-    for ((weights, codes), (&scale, &zero)) in row.chunks(group).zip(codes.chunks_mut(group)).zip(parameters) {
-        map(weights, codes, |weight| {
-            let rounded = limit(weight / scale + zero, 0.0, largest) + ROUNDER;
-            rounded.to_bits() as u8
-        });
-    }
+    convert(row, (scales, zeros), group, codes, |weight, scale, zero| {
+        let rounded = limit(weight / scale + zero, 0.0, largest) + ROUNDER;
+        rounded.to_bits() as u8
+    });
 }
 
 #[cfg(test)]

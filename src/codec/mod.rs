@@ -15,6 +15,7 @@ mod coded;
 mod dequantize;
 mod error;
 mod format;
+mod groups;
 mod name;
 mod scale;
 mod source;

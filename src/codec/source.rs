@@ -73,7 +73,7 @@ impl<'a> DenseRows<'a> {
     }
 
     /// A matrix whose `rows / experts` rows of each expert are stored `[columns, rows / experts]`, expert after expert
-    /// (one expert: GPT-2's Conv1D).
+    /// (one expert: GPT-2's `Conv1D`).
     ///
     /// # Errors
     /// As for [`DenseRows::new`], and [`CodecError::Stored`] when the rows do not divide by the experts.
@@ -250,14 +250,15 @@ mod tests {
     fn plain_rows_are_released_at_once_and_transposed_ones_by_the_expert() {
         let bytes = [0; 2 * 6 * 4];
         let calls = Mutex::new(vec![]);
-        let note = |range| calls.lock().unwrap().push(range);
+        let note = |range: Range<usize>| calls.lock().unwrap().push((range.start, range.end));
         let plain = DenseRows::new(Dtype::F32, &bytes, 6, 2).unwrap().on_release(Box::new(note));
         plain.release_rows(1..3);
         plain.release_rows(6..9);
-        assert_eq!(std::mem::take(&mut *calls.lock().unwrap()), [8..24]);
+        assert_eq!(std::mem::take(&mut *calls.lock().unwrap()), [(8, 24)]);
 
         let turned = DenseRows::transposed(Dtype::F32, &bytes, 6, 2, 2).unwrap().on_release(Box::new(note));
-        for (rows, expected) in [(0..2, vec![]), (2..4, vec![0..24]), (4..6, vec![24..48]), (0..6, vec![0..24, 24..48])]
+        for (rows, expected) in
+            [(0..2, vec![]), (2..4, vec![(0, 24)]), (4..6, vec![(24, 48)]), (0..6, vec![(0, 24), (24, 48)])]
         {
             turned.release_rows(rows);
             assert_eq!(std::mem::take(&mut *calls.lock().unwrap()), expected);

@@ -151,9 +151,18 @@ fn accumulate(sums: &mut ErrorSums, source: &[f32], decoded: &[f32]) {
     }
 }
 
+/// The sum of the lanes in F64, by halves.
 #[inline(always)]
 fn total(lanes: [f32; LANES]) -> f64 {
-    lanes.into_iter().fold(0.0, |sum, lane| sum + f64::from(lane))
+    let mut sums = lanes.map(f64::from);
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
 }
 
 /// The same in F64, for blocks whose squares F32 does not hold.
