@@ -1,12 +1,28 @@
 //! How a whole artifact is laid out for a runtime, both ways: which tensors one coded matrix becomes and how their
 //! bytes run, and the reverse, reading the coded matrices of any checkpoint back as dense rows.
 
+mod awq;
+mod bantam;
+mod compressed_tensors;
+mod compressed_tensors_config;
+mod dense;
+mod error;
+mod gptq;
+mod pieces;
+mod read;
+mod refusal;
+mod streams;
+
+pub use error::LayoutError;
+pub use pieces::{Piece, scatter};
+pub use read::{LogicalCheckpoint, LogicalTensor};
+pub use refusal::Refusal;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ExitCode,
-    checkpoint::{Checkpoint, Dtype},
-    codec::{Codec, CodedRows, MatrixParameters, RowSource, ScaleFormat},
+    checkpoint::Dtype,
+    codec::{Codec, CodedRows, MatrixParameters, ScaleFormat},
 };
 
 /// The layouts that can be written. Recipes name them in kebab case.
@@ -63,7 +79,7 @@ pub struct MatrixSpec {
     pub rows: usize,
     /// Columns (input features).
     pub columns: usize,
-    /// Whether the dense tensor is stored `[columns, rows]` (GPT-2's Conv1D, gpt-oss's experts).
+    /// Whether the dense tensor is stored `[columns, rows]` (GPT-2's `Conv1D`, gpt-oss's experts).
     pub transposed: bool,
     /// Element type of the dense tensor (of what decoding gives).
     pub dense_dtype: Dtype,
@@ -101,44 +117,6 @@ impl TensorSpec {
     }
 }
 
-/// Bytes of one stored tensor: `bytes` cut into runs of `run` bytes, the i-th of which starts at `offset + i · stride`
-/// from the tensor's start. A contiguous piece has `run == bytes.len()`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
-    /// Index into [`Layout::tensors`]'s list for the matrix.
-    pub tensor: usize,
-    /// Byte offset of the first run.
-    pub offset: u64,
-    /// Length of a run in bytes.
-    pub run: usize,
-    /// Distance of run starts in bytes.
-    pub stride: u64,
-    /// The runs, one after the other.
-    pub bytes: Vec<u8>,
-}
-
-impl Piece {
-    /// Copies the runs to their places in the whole tensor's bytes.
-    ///
-    /// # Panics
-    /// Panics when a run lies outside the tensor: a defect of the layout.
-    pub fn scatter(&self, tensor: &mut [u8]) {
-        for (index, run) in self.bytes.chunks(self.run.max(1)).enumerate() {
-            let start = (self.offset + index as u64 * self.stride) as usize;
-            tensor[start..start + run.len()].copy_from_slice(run);
-        }
-    }
-}
-
-/// Why a layout cannot hold a matrix in a codec.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// This one matrix's shape does not fit (group size, word size): the plan keeps it dense as a named fallback.
-    Shape(String),
-    /// The layout has no such format at all: the plan stops.
-    Format(String),
-}
-
 /// One artifact layout, the writing side.
 pub trait Layout: Send + Sync {
     /// Its name.
@@ -150,6 +128,21 @@ pub trait Layout: Send + Sync {
     /// # Errors
     /// [`Refusal`] with a message that names the numbers.
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal>;
+    /// Whether these matrices, each acceptable alone, fit into one artifact: GPTQ and AWQ have one format for all.
+    ///
+    /// # Errors
+    /// [`Refusal::Format`] naming two matrices that differ.
+    fn accepts_together(&self, _matrices: &[MatrixSpec]) -> Result<(), Refusal> {
+        Ok(())
+    }
+    /// The smallest integer zero point that the layout stores (GPTQ v1 stores zero − 1 and so needs 1).
+    fn minimum_zero_point(&self) -> u8 {
+        0
+    }
+    /// Whether the layout stores zero points that are not whole ([`crate::codec::ZeroPoint::Float`]).
+    fn float_zero_allowed(&self) -> bool {
+        false
+    }
     /// The tensors that the matrix becomes, in a fixed order. Exact: sizes follow from shape and codec.
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec>;
     /// Packs some rows. `rows.first_row` is a multiple of [`STRIPE_ALIGNMENT`], and so is `rows.rows` except at the end.
@@ -174,88 +167,22 @@ pub const STRIPE_ALIGNMENT: usize = 128;
 
 /// The layout of that name.
 #[must_use]
-pub fn layout(_name: LayoutName) -> Box<dyn Layout> {
-    todo!()
-}
-
-/// One tensor of a model as a model sees it: dense values, however they are stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogicalTensor {
-    /// The dense tensor's name.
-    pub name: String,
-    /// The dense shape, as the dense tensor would be stored.
-    pub shape: Vec<usize>,
-    /// The type it decodes to (for plain tensors, the stored type).
-    pub dtype: Dtype,
-    /// The number format, `None` for a plain tensor.
-    pub codec: Option<Codec>,
-    /// The stored tensors it is made of (for a plain tensor its own name).
-    pub parts: Vec<String>,
-    /// Stored bytes of all parts.
-    pub stored_bytes: u64,
-}
-
-/// A checkpoint or artifact as dense tensors: every coded matrix, in any layout that bantam reads, behind its dense
-/// name. Reads compressed-tensors, GPTQ v1/v2, AWQ, FP8 with `weight_scale_inv` blocks (DeepSeek-V3), MXFP4 experts
-/// (`*_blocks`/`*_scales`, gpt-oss) and our own layout.
-#[derive(Debug)]
-pub struct LogicalCheckpoint {
-    checkpoint: Checkpoint,
-    tensors: Vec<LogicalTensor>,
-}
-
-impl LogicalCheckpoint {
-    /// Finds the coded matrices of a checkpoint from `quantization_config` and tensor names; headers only.
-    ///
-    /// # Errors
-    /// [`LayoutError`] for a quantization method that bantam does not read, or parts that do not fit together.
-    pub fn open(_checkpoint: Checkpoint) -> Result<Self, LayoutError> {
-        todo!()
-    }
-
-    /// The stored form.
-    #[must_use]
-    pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
-    }
-
-    /// All logical tensors, sorted by name.
-    #[must_use]
-    pub fn tensors(&self) -> &[LogicalTensor] {
-        &self.tensors
-    }
-
-    /// One logical tensor by name.
-    #[must_use]
-    pub fn tensor(&self, name: &str) -> Option<&LogicalTensor> {
-        let index = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()?;
-        Some(&self.tensors[index])
-    }
-
-    /// The rows of a float tensor as a matrix: `[d0·…·d(n−2), d(n−1)]` of the dense shape (1-D: one row); with
-    /// `transposed` the last two dimensions change places first, so that rows are output features.
-    ///
-    /// # Errors
-    /// [`LayoutError`] when there is no such tensor or it has no float values.
-    pub fn rows(&self, _name: &str, _transposed: bool) -> Result<Box<dyn RowSource + '_>, LayoutError> {
-        todo!()
+pub fn layout(name: LayoutName) -> Box<dyn Layout> {
+    match name {
+        LayoutName::CompressedTensors => Box::new(compressed_tensors::CompressedTensors),
+        LayoutName::Gptq => Box::new(gptq::Gptq { version: gptq::Version::V1 }),
+        LayoutName::GptqV2 => Box::new(gptq::Gptq { version: gptq::Version::V2 }),
+        LayoutName::Awq => Box::new(awq::Awq),
+        LayoutName::Bantam => Box::new(bantam::Bantam),
+        LayoutName::Dense => Box::new(dense::Dense),
     }
 }
 
-/// What a layout cannot read or express.
-#[derive(Debug, thiserror::Error)]
-pub enum LayoutError {}
-
-impl LayoutError {
-    /// Its exit code.
-    #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::Input
-    }
-
-    /// What the user can do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        None
+/// The type in which a layout without an opinion stores float scales beside dense weights of this type.
+fn scale_beside(dense: Dtype) -> ScaleFormat {
+    match dense {
+        Dtype::F16 => ScaleFormat::F16,
+        Dtype::F32 | Dtype::F64 => ScaleFormat::F32,
+        _ => ScaleFormat::BF16,
     }
 }

@@ -1,0 +1,157 @@
+//! Finds the matrices of our own layout, which its configuration lists.
+
+use serde_json::Value;
+
+use super::{
+    Found, Parts,
+    codes::Codes,
+    config::QuantizationConfig,
+    matrix::{CodedMatrix, OutlierEntries},
+    parts::{addressable, elements, expect_shape, expect_type, shape_error},
+    scales::{Scales, Zeros},
+};
+use crate::{
+    checkpoint::{Checkpoint, Dtype},
+    codec::{Codec, Granularity, OutlierCount, ScaleFormat, ZeroPoint},
+    layout::{
+        LayoutError,
+        bantam::{VERSION, outlier_column_type, outlier_value_type, per_row, scale_shape},
+        streams::byte_row,
+    },
+};
+
+/// One entry of `groups`: matrices in the same codec.
+#[derive(serde::Deserialize)]
+struct Group {
+    codec: Codec,
+    dtype: Dtype,
+    outliers: bool,
+    transposed: bool,
+    tensors: std::collections::BTreeMap<String, Vec<usize>>,
+}
+
+pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Result<Vec<Found>, LayoutError> {
+    let wrong = |key: String, message: String| LayoutError::Config { key, message };
+    let version = &config.value["version"];
+    if version.as_u64() != Some(VERSION) {
+        return Err(wrong("version".to_owned(), format!("is {version}; this bantam reads version {VERSION}")));
+    }
+    let Value::Array(groups) = &config.value["groups"] else {
+        return Err(wrong("groups".to_owned(), "is missing; expected a list".to_owned()));
+    };
+    let mut found = Vec::new();
+    for (index, group) in groups.iter().enumerate() {
+        let group: Group = serde_json::from_value(group.clone())
+            .map_err(|error| wrong(format!("groups.{index}"), error.to_string()))?;
+        for (name, shape) in &group.tensors {
+            found.push(find_matrix(checkpoint, &group, name, shape, index)?);
+        }
+    }
+    Ok(found)
+}
+
+fn find_matrix(
+    checkpoint: &Checkpoint,
+    group: &Group,
+    name: &str,
+    dense_shape: &[usize],
+    index: usize,
+) -> Result<Found, LayoutError> {
+    let wrong = |message: String| LayoutError::Config { key: format!("groups.{index}.tensors.{name}"), message };
+    let (experts, [mut rows, mut columns]) = match *dense_shape {
+        [rows, columns] => (None, [rows, columns]),
+        [experts, rows, columns] => (Some(experts), [rows, columns]),
+        _ => return Err(wrong(format!("is {dense_shape:?}; expected two or three lengths"))),
+    };
+    if group.transposed {
+        std::mem::swap(&mut rows, &mut columns);
+    }
+    let rows = rows.saturating_mul(experts.unwrap_or(1));
+    let mut codec = group.codec.clone();
+    codec.validate(rows, columns).map_err(|error| wrong(error.to_string()))?;
+    if rows == 0 || columns == 0 {
+        return Err(wrong(format!("is {dense_shape:?}; expected lengths above 0")));
+    }
+
+    let mut parts = Parts::new(checkpoint, name.to_owned(), "bantam");
+    let codes = parts.required(&format!("{name}.codes"))?;
+    addressable(&codes, rows, columns)?;
+    let (bits, groups) = (codec.codec_bits(), codec.groups_per_row(columns));
+    let row_bytes = byte_row(columns, bits);
+    expect_type(&codes, &[Dtype::U8], "U8")?;
+    expect_shape(&codes, &per_row(experts, rows, row_bytes), "the rows of codes, each padded to bytes")?;
+
+    let whole = codec.granularity == Granularity::Tensor;
+    let scale_type = [codec.scale.into()];
+    let shape = |last| scale_shape(experts, rows, &codec, last);
+    let scales = if whole {
+        Scales::Tensor
+    } else {
+        let entry = parts.required(&format!("{name}.scales"))?;
+        expect_type(&entry, &scale_type, "the codec's scale type")?;
+        expect_shape(&entry, &shape(groups), "a scale for each group")?;
+        Scales::Rows { entry }
+    };
+    let zeros = match codec.zero {
+        ZeroPoint::None => Zeros::None,
+        _ if whole => Zeros::None,
+        ZeroPoint::Integer => {
+            let (entry, row_bytes) = (parts.required(&format!("{name}.zeros"))?, byte_row(groups, bits));
+            expect_type(&entry, &[Dtype::U8], "U8")?;
+            expect_shape(&entry, &shape(row_bytes), "the rows of zero points, each padded to bytes")?;
+            Zeros::Stream { entry, bits, row_bytes }
+        }
+        ZeroPoint::Float => {
+            let entry = parts.required(&format!("{name}.zeros"))?;
+            expect_type(&entry, &scale_type, "the codec's scale type")?;
+            expect_shape(&entry, &shape(groups), "a zero point for each group")?;
+            Zeros::Float { entry }
+        }
+    };
+    let mut number = |suffix: &str, wanted: bool| {
+        if !wanted {
+            return Ok(None);
+        }
+        let entry = parts.required(&format!("{name}.{suffix}"))?;
+        expect_type(&entry, &[Dtype::F32], "F32")?;
+        expect_shape(&entry, &[1], "one number")?;
+        Ok(Some(entry))
+    };
+    let tensor_scale = number("tensor_scale", whole || codec.scale == ScaleFormat::E4M3OverGlobal)?;
+    let tensor_zero = number("tensor_zero", whole && codec.zero != ZeroPoint::None)?;
+    let outliers = if group.outliers {
+        let entries = OutlierEntries {
+            row_starts: parts.required(&format!("{name}.outlier_row_starts"))?,
+            columns: parts.required(&format!("{name}.outlier_columns"))?,
+            values: parts.required(&format!("{name}.outlier_values"))?,
+        };
+        expect_type(&entries.row_starts, &[Dtype::I32], "I32")?;
+        expect_shape(&entries.row_starts, &[rows.saturating_add(1)], "where the entries of each row start")?;
+        expect_type(&entries.columns, &[outlier_column_type(columns)], "I16 up to 65536 columns, else I32")?;
+        expect_type(&entries.values, &[outlier_value_type(codec.scale)], "the codec's scale type, or F32")?;
+        let count = elements(&entries.columns);
+        if entries.columns.shape != [count] {
+            return Err(shape_error(&entries.columns, format!("[{count}]")));
+        }
+        expect_shape(&entries.values, &[count], "a value for each column")?;
+        codec.outliers = Some(OutlierCount { count: count as u64 });
+        Some(entries)
+    } else {
+        None
+    };
+    let codes = Codes::Stream { entry: codes, bits, row_bytes, flip: 0 };
+    let group_of_column = None;
+    let matrix = CodedMatrix {
+        rows,
+        columns,
+        codec,
+        group_of_column,
+        codes,
+        scales,
+        zeros,
+        tensor_scale,
+        tensor_zero,
+        outliers,
+    };
+    Ok(Found::matrix(parts, group.dtype, matrix).stacked(dense_shape.to_vec(), experts.unwrap_or(1), group.transposed))
+}
