@@ -1,9 +1,13 @@
 //! The few calls to the operating system that the standard library lacks. All `unsafe` outside the memory map is here.
 
+#[cfg(feature = "blas")]
+mod blas;
 mod bus;
 mod disk;
 mod memory;
 
+#[cfg(feature = "blas")]
+pub use blas::use_one_blas_thread;
 pub use bus::{install_sigbus_handler, watch_map};
 pub use disk::{allocated_bytes, free_disk_bytes, reserve, start_writeback};
 pub use memory::{current_rss_bytes, peak_rss_bytes};

@@ -62,7 +62,8 @@ fn in_folder(folder: &Path) -> Result<Found, CheckpointError> {
         return Ok(Found { root, files: files.into_iter().collect(), index: Some((index_path, map)) });
     }
     let names = file_names(folder)?;
-    let files: Vec<PathBuf> = names.iter().filter(|name| name.ends_with(".safetensors")).map(|name| folder.join(name)).collect();
+    let files: Vec<PathBuf> =
+        names.iter().filter(|name| name.ends_with(".safetensors")).map(|name| folder.join(name)).collect();
     for (path, name) in files.iter().zip(names.iter().filter(|name| name.ends_with(".safetensors"))) {
         require_inside(folder, path, folder, name)?;
     }
@@ -100,7 +101,11 @@ fn require_inside(folder: &Path, path: &Path, from: &Path, name: &str) -> Result
         path.canonicalize().map_err(|source| CheckpointError::Io { doing: "resolve", path: path.to_owned(), source })
     };
     let (root, target) = (canonical(folder)?, canonical(path)?);
-    let blobs = root.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent).map(|cache| cache.join("blobs"));
+    let blobs = root
+        .parent()
+        .filter(|parent| parent.ends_with("snapshots"))
+        .and_then(Path::parent)
+        .map(|cache| cache.join("blobs"));
     if target.starts_with(&root) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
         return Ok(());
     }
@@ -157,7 +162,8 @@ pub(super) fn config(folder: &Path) -> Result<Option<Config>, CheckpointError> {
     require_inside(folder, &path, folder, "config.json")?;
     let text = read_text(&path, SMALL_FILE_CAP_BYTES)?;
     let wrong = |message: String| CheckpointError::Json { file: path.clone(), message };
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(format!("not valid JSON: {error}")))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| wrong(format!("not valid JSON: {error}")))?;
     if !value.is_object() {
         return Err(wrong("expected a JSON object".into()));
     }
@@ -209,7 +215,9 @@ impl<'de> Deserialize<'de> for UniqueKeys {
     }
 }
 
-fn unique_map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error> {
+fn unique_map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, V>, D::Error> {
     struct Unique<V>(std::marker::PhantomData<V>);
     impl<'de, V: Deserialize<'de>> Visitor<'de> for Unique<V> {
         type Value = BTreeMap<String, V>;

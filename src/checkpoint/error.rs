@@ -22,7 +22,9 @@ pub enum CheckpointError {
     #[error("`{path}` is not a safetensors file: expected a name that ends in .safetensors")]
     NotSafetensors { path: PathBuf },
     /// Shorter than the length of a header.
-    #[error("`{file}` has {bytes} bytes, fewer than the 8 that hold the header's length: it is truncated or not safetensors")]
+    #[error(
+        "`{file}` has {bytes} bytes, fewer than the 8 that hold the header's length: it is truncated or not safetensors"
+    )]
     TooShort { file: PathBuf, bytes: u64 },
     /// The header's length is over the format's cap.
     #[error("`{file}` says its header has {length} bytes; the format allows {cap}")]
@@ -49,7 +51,9 @@ pub enum CheckpointError {
     #[error("`{file}`: tensor `{tensor}` begins at {begin} and ends before that, at {end}")]
     OffsetsBackwards { file: PathBuf, tensor: String, begin: u64, end: u64 },
     /// Outside the data.
-    #[error("`{file}`: tensor `{tensor}` lies at {begin}..{end}, but the data has only {data_bytes} bytes: the file is truncated or the header is wrong")]
+    #[error(
+        "`{file}`: tensor `{tensor}` lies at {begin}..{end}, but the data has only {data_bytes} bytes: the file is truncated or the header is wrong"
+    )]
     OffsetsBeyondData { file: PathBuf, tensor: String, begin: u64, end: u64, data_bytes: u64 },
     /// The shape's product does not fit 64 bits.
     #[error("`{file}`: the shape {shape:?} of tensor `{tensor}` has more elements than can be counted")]

@@ -15,8 +15,8 @@ pub use error::CheckpointError;
 pub use finite::{NonFiniteReport, scan_non_finite};
 pub use header::{canonical_order, header_bytes, write_file};
 
-use parse::HeaderTensor;
 pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
+use parse::HeaderTensor;
 
 use std::{
     collections::BTreeMap,
@@ -90,7 +90,8 @@ impl Checkpoint {
                 let HeaderTensor { name, dtype, shape, offset, bytes } = tensor;
                 let entry = TensorEntry { name: name.clone(), dtype, shape, file, offset, bytes };
                 if let Some(first) = tensors.insert(name, entry) {
-                    let first_path = files.get(first.file).map_or_else(|| path.clone(), |f: &SourceFile| f.path.clone());
+                    let first_path =
+                        files.get(first.file).map_or_else(|| path.clone(), |f: &SourceFile| f.path.clone());
                     return Err(CheckpointError::DuplicateAcrossFiles {
                         tensor: first.name,
                         first: first_path,

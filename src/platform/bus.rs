@@ -66,9 +66,9 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
             libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
         };
         put(b"error: ");
-        let slot = TABLE.iter().find(|slot| {
-            (slot.start.load(Ordering::Acquire)..slot.end.load(Ordering::Acquire)).contains(&address)
-        });
+        let slot = TABLE
+            .iter()
+            .find(|slot| (slot.start.load(Ordering::Acquire)..slot.end.load(Ordering::Acquire)).contains(&address));
         match slot {
             Some(slot) => {
                 put(b"`");
