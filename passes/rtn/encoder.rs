@@ -13,7 +13,9 @@ use super::{
     stripes::not_finite,
 };
 use crate::{
-    codec::{Codec, CodecError, CodedRows, Granularity, MatrixParameters, Outliers, RowSource, ScaleFormat, ZeroPoint},
+    codec::{
+        Codec, CodecError, CodedRows, Granularity, MatrixParameters, Outliers, RowSource, ScaleFormat, ZeroPoint, range,
+    },
     passes::{Deviations, EncodedStripe, Matrix, MatrixEncoder},
 };
 
@@ -63,13 +65,34 @@ impl Encoder {
         (rows.max(1), columns.max(1))
     }
 
-    /// Scale and zero point of weights that share them.
-    fn group_scale(&self, grid: &Grid, weights: &[f32], extent: Extent) -> Result<GroupScale, CodecError> {
-        match self.range {
-            Range::Minmax => Ok(grid.min_max(extent)),
-            Range::Mse => least_squares(weights, grid, extent),
-            Range::Hqq => Ok(half_quadratic(weights, grid, extent)),
-        }
+    /// Extremes of each group of the tile; for symmetric codes only their magnitude counts.
+    fn extents(&self, tile: &Tile, scratch: &mut Scratch) -> Result<(), CodecError> {
+        let width = self.tile().1;
+        let groups = self.columns.div_ceil(width);
+        let finite = if tile.outliers.is_some() || tile.weights.len() > self.columns {
+            scratch.extents.clear();
+            for first in (0..self.columns).step_by(width) {
+                let weights = tile.normal(self.columns, &(first..self.columns.min(first + width)));
+                let extent = kernels::extent(&weights).ok_or_else(|| tile.not_finite(self.columns))?;
+                scratch.extents.push(extent);
+            }
+            true
+        } else {
+            let Scratch { extents, min, max, .. } = scratch;
+            min.resize(groups, 0.0);
+            max.resize(groups, 0.0);
+            extents.clear();
+            if self.codec.zero == ZeroPoint::None {
+                let finite = range::absmax_per_group(tile.weights, width, max);
+                extents.extend(max.iter().map(|max| Extent { min: -max, max: *max }));
+                finite
+            } else {
+                let finite = range::minmax_per_group(tile.weights, width, min, max);
+                extents.extend(min.iter().zip(max).map(|(min, max)| Extent { min: *min, max: *max }));
+                finite
+            }
+        };
+        if finite { Ok(()) } else { Err(tile.not_finite(self.columns)) }
     }
 
     fn encode_tile(
@@ -77,32 +100,56 @@ impl Encoder {
         grid: &Grid,
         tensor: Option<&GroupScale>,
         tile: &Tile,
+        scratch: &mut Scratch,
         stripe: &mut Stripe,
     ) -> Result<(), CodecError> {
-        let (_, width) = self.tile();
-        let start = stripe.codes.len();
-        stripe.codes.resize(start + tile.weights.len(), 0);
-        for first in (0..self.columns).step_by(width) {
-            let range = first..self.columns.min(first + width);
-            let weights = tile.normal(self.columns, &range);
-            let extent = kernels::extent(&weights).ok_or_else(|| tile.not_finite(self.columns))?;
-            let group = if let Some(group) = tensor {
-                *group
-            } else {
-                let group = self.group_scale(grid, &weights, extent)?;
-                stripe.push(&group, self.codec.zero);
-                group
-            };
-            for (row, weights) in tile.weights.chunks(self.columns).enumerate() {
-                let codes = &mut stripe.codes[start + row * self.columns..][range.clone()];
-                grid.encode(&weights[range.clone()], &group, codes);
-                for column in outlier_columns(tile.outliers, tile.first_row + row, &range) {
-                    codes[*column as usize - first] = grid.zero_code(&group);
+        let width = self.tile().1;
+        self.extents(tile, scratch)?;
+        scratch.steps.clear();
+        scratch.zeros.clear();
+        for (index, extent) in scratch.extents.iter().enumerate() {
+            let group = match (tensor, self.range) {
+                (Some(group), _) => *group,
+                (None, Range::Minmax) => grid.min_max(*extent),
+                (None, range) => {
+                    let first = index * width;
+                    let weights = tile.normal(self.columns, &(first..self.columns.min(first + width)));
+                    if range == Range::Mse {
+                        least_squares(&*weights, grid, *extent)?
+                    } else {
+                        half_quadratic(&weights, grid, *extent)
+                    }
                 }
+            };
+            if tensor.is_none() {
+                stripe.push(&group, self.codec.zero);
+            }
+            scratch.steps.push(grid.step(&group));
+            scratch.zeros.push(group.zero);
+        }
+        for (row, weights) in tile.weights.chunks(self.columns).enumerate() {
+            let start = stripe.codes.len();
+            stripe.codes.resize(start + self.columns, 0);
+            let codes = &mut stripe.codes[start..];
+            grid.encode_row(weights, &scratch.steps, &scratch.zeros, width, codes);
+            for column in outlier_columns(tile.outliers, tile.first_row + row, &(0..self.columns)) {
+                let group = *column as usize / width;
+                let code = &mut codes[*column as usize..=*column as usize];
+                grid.encode_row(&[0.0], &scratch.steps[group..], &scratch.zeros[group..], 1, code);
             }
         }
         Ok(())
     }
+}
+
+/// Space for what is known of a tile, kept from one to the next.
+#[derive(Default)]
+struct Scratch {
+    min: Vec<f32>,
+    max: Vec<f32>,
+    extents: Vec<Extent>,
+    steps: Vec<f32>,
+    zeros: Vec<f32>,
 }
 
 impl Tile<'_> {
@@ -188,13 +235,14 @@ impl MatrixEncoder for Encoder {
             Some(scale) => (self.grid.clone(), Some(self.grid.stored(scale, parameters.tensor_zero))),
             None => (self.grid.clone(), None),
         };
+        let mut scratch = Scratch::default();
         let mut weights = vec![0.0; self.tile().0.min(rows) * self.columns];
         for first in (first_row..first_row + rows).step_by(self.tile().0) {
             let height = self.tile().0.min(first_row + rows - first);
             let weights = &mut weights[..height * self.columns];
             source.read_rows(first, weights)?;
             let tile = Tile { first_row: first, weights, outliers: parameters.outliers.as_ref() };
-            self.encode_tile(&grid, tensor.as_ref(), &tile, &mut stripe)?;
+            self.encode_tile(&grid, tensor.as_ref(), &tile, &mut scratch, &mut stripe)?;
         }
         Ok(stripe.finish(first_row, rows, self.columns))
     }

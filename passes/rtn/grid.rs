@@ -10,8 +10,9 @@ use crate::{
     checkpoint::Dtype,
     codec::{
         Codec, Element, ScaleFormat, ZeroPoint,
-        float4::{E2M1_MAX, e2m1_to_f32},
-        float8::{E4M3_MAX, e4m3_to_f32},
+        float4::{self, E2M1_MAX, e2m1_to_f32},
+        float8::{self, E4M3_MAX, e4m3_to_f32},
+        integer, mx,
     },
 };
 
@@ -128,23 +129,27 @@ impl Grid {
     /// A group with the stored scale nearest to `step`, the weight that level 1 is to stand for.
     pub fn group(&self, step: f32, zero: f32) -> GroupScale {
         let wanted = step.min(self.largest_scale);
-        let stored = match self.scale {
-            ScaleFormat::F32 => wanted.max(f32::MIN_POSITIVE),
-            ScaleFormat::BF16 => {
-                truncated(wanted, |x| bf16::from_f32(x).to_f32(), self.largest_scale).max(f32::MIN_POSITIVE)
-            }
-            ScaleFormat::F16 => {
-                let largest = self.largest_scale.min(f16::MAX.to_f32());
-                truncated(wanted.min(largest), |x| f16::from_f32(x).to_f32(), largest).max(f16::from_bits(1).to_f32())
-            }
-            ScaleFormat::E8M0 => self.power_of_two(i64::from((wanted.to_bits() + (1 << 22)) >> 23)),
-            ScaleFormat::E4M3OverGlobal => kernels::round_e4m3(wanted * self.global).max(1.0 / 512.0),
+        let scale = match self.scale {
+            ScaleFormat::E8M0 | ScaleFormat::F16 => self.rounded(wanted),
+            // What is below the normal numbers, runtimes flush to zero.
+            ScaleFormat::F32 | ScaleFormat::BF16 => self.rounded(wanted).max(f32::MIN_POSITIVE),
+            ScaleFormat::E4M3OverGlobal => self.scale.round((wanted * self.global).max(f32::MIN_POSITIVE)).value,
         };
-        let group = GroupScale { scale: stored, zero, scale_clamped: false, zero_clamped: false };
+        let group = GroupScale { scale, zero, scale_clamped: false, zero_clamped: false };
         // Rounding of normal numbers stays within this tolerance in every format.
-        let off = f64::from(self.step(&group)) / f64::from(step);
         let tolerance = if self.scale == ScaleFormat::E8M0 { 2.0 } else { 1.0 + 1.0 / 16.0 };
-        GroupScale { scale_clamped: off > tolerance || off < 1.0 / tolerance, ..group }
+        let stored = self.step(&group);
+        GroupScale { scale_clamped: !(stored <= step * tolerance && step <= stored * tolerance), ..group }
+    }
+
+    /// The nearest scale of the storage type that is not above the largest one.
+    fn rounded(&self, wanted: f32) -> f32 {
+        let scale = self.scale.round(wanted.max(f32::from_bits(1))).value;
+        if scale <= self.largest_scale {
+            return scale;
+        }
+        let below = if self.scale == ScaleFormat::E8M0 { 0.5 } else { 1.0 - 1.0 / 128.0 };
+        self.scale.round(wanted * below).value
     }
 
     /// The group with a scale and zero point that have been stored before.
@@ -157,18 +162,13 @@ impl Grid {
         }
     }
 
-    fn power_of_two(&self, biased_exponent: i64) -> f32 {
-        let largest = i64::from(self.largest_scale.to_bits() >> 23);
-        exact_power_of_two(biased_exponent.clamp(0, largest))
-    }
-
     /// The group of all-zero weights: the same scale that compressed-tensors' writer gives.
     fn all_zero(&self, zero: f32) -> GroupScale {
         let scale = match self.scale {
             ScaleFormat::F32 => f32::EPSILON,
             ScaleFormat::F16 => f16::EPSILON.to_f32(),
             ScaleFormat::BF16 => bf16::EPSILON.to_f32(),
-            ScaleFormat::E8M0 => exact_power_of_two(0),
+            ScaleFormat::E8M0 => mx::e8m0_to_f32(0),
             ScaleFormat::E4M3OverGlobal => 0.125,
         };
         GroupScale { scale, zero, scale_clamped: false, zero_clamped: false }
@@ -185,20 +185,23 @@ impl Grid {
                 self.group(absmax / (self.largest_code() / 2.0), self.implied_zero())
             }
             (Element::Integer { .. }, _) => self.asymmetric(extent),
-            (Element::Fp8E4M3, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax, 8),
-            (Element::Fp4E2M1, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax, 2),
+            (Element::Fp8E4M3 | Element::Fp4E2M1, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax),
             (Element::Fp8E4M3, _) => self.group(absmax / E4M3_MAX, 0.0),
             // The detour over the dense type is the reference's; it keeps the bytes equal.
             (Element::Fp4E2M1, _) => self.group(self.in_dense_type(absmax / E2M1_MAX).max(f32::MIN_POSITIVE), 0.0),
         }
     }
 
-    /// The rule of the MX formats: the exponent of the largest magnitude, which counts as the next power of two from
-    /// 1.75 on, less the exponent of the element's largest value.
-    fn exponent(&self, absmax: f32, element_exponent: i64) -> GroupScale {
-        let exponent = i64::from((absmax.to_bits() + 0x20_0000) >> 23) - element_exponent;
-        let scale = self.power_of_two(exponent);
-        let scale_clamped = scale != exact_power_of_two(exponent.clamp(0, 254)) || exponent < 0;
+    /// The rule of the MX formats.
+    fn exponent(&self, absmax: f32) -> GroupScale {
+        let mut scale = mx::e8m0_to_f32(mx::shared_exponent(absmax, self.element));
+        while scale > self.largest_scale {
+            scale /= 2.0;
+        }
+        let largest_level = if self.element == Element::Fp8E4M3 { E4M3_MAX } else { E2M1_MAX };
+        // The largest weight is at most a seventh beyond the largest level, and at least in its binade.
+        let level = f64::from(absmax) / f64::from(scale) / f64::from(largest_level);
+        let scale_clamped = !(0.5..1.2).contains(&level);
         GroupScale { scale, zero: 0.0, scale_clamped, zero_clamped: false }
     }
 
@@ -232,30 +235,39 @@ impl Grid {
         }
     }
 
-    fn rounding(&self, zero: f32) -> (Rounding, u8) {
+    fn rounding(&self, zero: f32) -> Rounding {
         match (self.element, self.zero) {
-            (Element::Fp8E4M3, _) => (Rounding::E4M3, 0),
-            (Element::Fp4E2M1, _) => (Rounding::E2M1, 0),
+            (Element::Fp8E4M3, _) => Rounding::E4M3,
+            (Element::Fp4E2M1, _) => Rounding::E2M1,
             (Element::Integer { .. }, ZeroPoint::Float) => {
-                (Rounding::Integer { offset: zero, low: 0.0, high: self.largest_code() }, 0)
+                Rounding::Integer { offset: zero, low: 0.0, high: self.largest_code() }
             }
             (Element::Integer { .. }, _) => {
-                (Rounding::Integer { offset: 0.0, low: -zero, high: self.largest_code() - zero }, zero as u8)
+                Rounding::Integer { offset: 0.0, low: -zero, high: self.largest_code() - zero }
             }
         }
     }
 
-    /// Writes the codes.
-    pub fn encode(&self, weights: &[f32], group: &GroupScale, codes: &mut [u8]) {
-        let (rounding, zero) = self.rounding(group.zero);
-        kernels::encode(weights, self.step(group), rounding, zero, codes);
+    /// Writes the codes of a row: `steps` and `zeros` are of its groups of `width` columns.
+    pub fn encode_row(&self, row: &[f32], steps: &[f32], zeros: &[f32], width: usize, codes: &mut [u8]) {
+        match (self.element, self.zero) {
+            (Element::Integer { bits }, ZeroPoint::None) => {
+                integer::quantize_symmetric_row(row, steps, width, bits, codes);
+            }
+            (Element::Integer { bits }, ZeroPoint::Integer) => {
+                integer::quantize_asymmetric_row(row, steps, zeros, width, bits, codes);
+            }
+            (Element::Integer { bits }, ZeroPoint::Float) => {
+                integer::quantize_float_zero_row(row, steps, zeros, width, bits, codes);
+            }
+            (Element::Fp8E4M3, _) => float8::quantize_fp8_row(row, steps, width, codes),
+            (Element::Fp4E2M1, _) => float4::quantize_fp4_row(row, steps, width, codes),
+        }
     }
 
-    /// The code that decodes to zero, or nearest to it.
-    pub fn zero_code(&self, group: &GroupScale) -> u8 {
-        let mut code = [0];
-        self.encode(&[0.0], group, &mut code);
-        code[0]
+    /// Writes the codes of one group.
+    pub fn encode(&self, weights: &[f32], group: &GroupScale, codes: &mut [u8]) {
+        self.encode_row(weights, &[self.step(group)], &[group.zero], weights.len().max(1), codes);
     }
 
     /// Sums for a search, in units of the step. Not for float zero points.
@@ -264,12 +276,12 @@ impl Grid {
         if !inverse.is_finite() {
             return Sums { error_squares: f64::INFINITY, ..Sums::default() };
         }
-        kernels::sums(weights, inverse, self.rounding(group.zero).0)
+        kernels::sums(weights, inverse, self.rounding(group.zero))
     }
 
     /// Sums for the half-quadratic search, in units of the step.
     pub fn half_quadratic(&self, weights: &[f32], group: &GroupScale, beta: f32) -> HalfQuadratic {
-        power::half_quadratic(weights, 1.0 / self.step(group), self.rounding(group.zero).0, beta)
+        power::half_quadratic(weights, 1.0 / self.step(group), self.rounding(group.zero), beta)
     }
 
     /// What a code decodes to.
@@ -295,15 +307,4 @@ impl Grid {
         }
         total
     }
-}
-
-/// Rounds to the storage type; one step down where that crosses `largest`.
-fn truncated(wanted: f32, round: impl Fn(f32) -> f32, largest: f32) -> f32 {
-    let stored = round(wanted);
-    if stored <= largest { stored } else { round(wanted * (1.0 - 1.0 / 128.0)) }
-}
-
-/// 2^(biased − 127) for 0..=254, subnormal at 0.
-fn exact_power_of_two(biased: i64) -> f32 {
-    if biased == 0 { f32::from_bits(0x40_0000) } else { f32::from_bits((biased as u32) << 23) }
 }

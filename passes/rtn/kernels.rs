@@ -1,12 +1,9 @@
-//! The inner loops, compiled for several instruction sets. They use single roundings only (no fused multiply-add), and
+//! The inner loops of the searches, compiled for several instruction sets. They use single roundings only (no fused multiply-add), and
 //! sums have a fixed number of lanes, so every processor gives the same bits.
 
 use multiversion::multiversion;
 
-use crate::codec::{
-    float4::{E2M1_MAX, f32_to_e2m1},
-    float8::{E4M3_MAX, f32_to_e4m3},
-};
+use crate::codec::{float4::E2M1_MAX, float8::E4M3_MAX, range};
 
 /// Adding and subtracting it rounds a small float to the nearest integer, ties to even.
 const MAGIC: f32 = 12_582_912.0;
@@ -101,54 +98,10 @@ impl Extent {
 }
 
 /// The extremes, or `None` when a weight is not finite.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2", "x86_64+sse4.1"))]
 pub fn extent(weights: &[f32]) -> Option<Extent> {
-    let Some(&first) = weights.first() else { return Some(Extent::default()) };
-    let (mut min, mut max, mut magnitude) = ([first; LANES], [first; LANES], [0_u32; LANES]);
-    let mut chunks = weights.chunks_exact(LANES);
-    let mut tail = [first; LANES];
-    let rest = chunks.remainder();
-    tail[..rest.len()].copy_from_slice(rest);
-    for chunk in chunks.by_ref().map(|chunk| chunk.try_into().unwrap_or(&tail)).chain(std::iter::once(&tail)) {
-        let chunk: &[f32; LANES] = chunk;
-        for lane in 0..LANES {
-            let weight = chunk[lane];
-            min[lane] = if weight < min[lane] { weight } else { min[lane] };
-            max[lane] = if weight > max[lane] { weight } else { max[lane] };
-            magnitude[lane] = magnitude[lane].max(weight.to_bits() & 0x7FFF_FFFF);
-        }
-    }
-    let magnitude = magnitude.into_iter().fold(0, u32::max);
-    (magnitude < 0x7F80_0000)
-        .then(|| Extent { min: min.into_iter().fold(first, f32::min), max: max.into_iter().fold(first, f32::max) })
-}
-
-/// Writes the codes of weights that share a scale: their levels by `rounding`, plus the whole zero point `zero` for
-/// integers.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2", "x86_64+sse4.1"))]
-pub fn encode(weights: &[f32], scale: f32, rounding: Rounding, zero: u8, codes: &mut [u8]) {
-    match rounding {
-        Rounding::Integer { offset: 0.0, low, high } => {
-            for (code, weight) in codes.iter_mut().zip(weights) {
-                *code = ((limit(weight / scale, low, high) + MAGIC).to_bits() as u8).wrapping_add(zero);
-            }
-        }
-        Rounding::Integer { offset, low, high } => {
-            for (code, weight) in codes.iter_mut().zip(weights) {
-                *code = ((limit(weight / scale + offset, low, high) + MAGIC).to_bits() as u8).wrapping_add(zero);
-            }
-        }
-        Rounding::E4M3 => {
-            for (code, weight) in codes.iter_mut().zip(weights) {
-                *code = f32_to_e4m3(weight / scale);
-            }
-        }
-        Rounding::E2M1 => {
-            for (code, weight) in codes.iter_mut().zip(weights) {
-                *code = f32_to_e2m1(weight / scale);
-            }
-        }
-    }
+    let mut extent = Extent::default();
+    let (min, max) = (std::slice::from_mut(&mut extent.min), std::slice::from_mut(&mut extent.max));
+    range::minmax_per_group(weights, weights.len().max(1), min, max).then_some(extent)
 }
 
 /// Sums over some weights x (in units of the scale) and their levels q.
@@ -213,15 +166,13 @@ pub fn sums(weights: &[f32], inverse: f32, rounding: Rounding) -> Sums {
     }
 }
 
-/// Rounds one value to E4M3, saturating.
-pub fn round_e4m3(value: f32) -> f32 {
-    to_e4m3(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::{float4::e2m1_to_f32, float8::e4m3_to_f32};
+    use crate::codec::{
+        float4::{e2m1_to_f32, f32_to_e2m1},
+        float8::{e4m3_to_f32, f32_to_e4m3},
+    };
 
     #[test]
     fn levels_of_small_floats_are_the_values_of_their_codes() {
@@ -231,30 +182,5 @@ mod tests {
             assert_eq!(to_e4m3(probe), e4m3_to_f32(f32_to_e4m3(probe)), "E4M3 of {probe}");
             assert_eq!(to_e2m1(probe), e2m1_to_f32(f32_to_e2m1(probe)), "E2M1 of {probe}");
         }
-    }
-
-    #[test]
-    fn integers_round_half_to_even_before_the_zero_point_is_added() {
-        let mut codes = [0; 7];
-        let rounding = Rounding::Integer { offset: 0.0, low: -7.0, high: 8.0 };
-        encode(&[0.5, 1.5, -0.5, -1.5, 100.0, -100.0, 2.5], 1.0, rounding, 7, &mut codes);
-        assert_eq!(codes, [7, 9, 7, 5, 15, 0, 9]);
-    }
-
-    #[test]
-    fn extent_finds_extremes_at_any_place_and_refuses_what_is_not_finite() {
-        for length in [1, 15, 16, 17, 100] {
-            for place in 0..length {
-                let mut weights = vec![0.5; length];
-                weights[place] = -3.0;
-                let max = if length == 1 { -3.0 } else { 0.5 };
-                assert_eq!(extent(&weights), Some(Extent { min: -3.0, max }));
-                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                    weights[place] = bad;
-                    assert_eq!(extent(&weights), None, "{bad} at {place} of {length}");
-                }
-            }
-        }
-        assert_eq!(extent(&[]), Some(Extent::default()));
     }
 }
