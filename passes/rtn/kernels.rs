@@ -37,19 +37,19 @@ pub enum Rounding {
 }
 
 /// `f32::clamp` without its NaN and panic paths, which keep it from being vectorized.
-#[inline]
+#[inline(always)]
 fn limit(x: f32, low: f32, high: f32) -> f32 {
     let x = if x > low { x } else { low };
     if x < high { x } else { high }
 }
 
-#[inline]
+#[inline(always)]
 fn to_integer(x: f32, low: f32, high: f32) -> f32 {
     (limit(x, low, high) + MAGIC) - MAGIC
 }
 
 /// Rounds the magnitude to `kept` bits of mantissa by integer arithmetic: exact where the result is normal.
-#[inline]
+#[inline(always)]
 fn to_mantissa(x: f32, kept: u32) -> f32 {
     let dropped = 23 - kept;
     let bits = x.to_bits();
@@ -57,14 +57,14 @@ fn to_mantissa(x: f32, kept: u32) -> f32 {
     f32::from_bits((bits + half) & !((1 << dropped) - 1))
 }
 
-#[inline]
+#[inline(always)]
 fn to_e4m3(x: f32) -> f32 {
     let x = limit(x, -E4M3_MAX, E4M3_MAX);
     let small = ((x + MAGIC_E4M3) - MAGIC_E4M3).copysign(x);
     if x.abs() < E4M3_NORMAL { small } else { to_mantissa(x, 3) }
 }
 
-#[inline]
+#[inline(always)]
 fn to_e2m1(x: f32) -> f32 {
     let x = limit(x, -E2M1_MAX, E2M1_MAX);
     let small = ((x + MAGIC_E2M1) - MAGIC_E2M1).copysign(x);
@@ -123,34 +123,30 @@ impl std::ops::AddAssign for Sums {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn sum_levels(weights: &[f32], inverse: f32, level: impl Fn(f32) -> f32) -> Sums {
     let mut sums = Sums::default();
     for block in weights.chunks(BLOCK) {
-        let (mut errors, mut products, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES], [0.0_f32; LANES]);
-        let chunks = block.chunks_exact(LANES);
-        let mut tail = [0.0; LANES];
-        tail[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
+        let mut lanes = [[0.0_f32; LANES]; 3];
         let mut add = |chunk: &[f32; LANES]| {
             for lane in 0..LANES {
                 let x = chunk[lane] * inverse;
                 let q = level(x);
-                errors[lane] += (q - x) * (q - x);
-                products[lane] += x * q;
-                squares[lane] += q * q;
+                lanes[0][lane] += (q - x) * (q - x);
+                lanes[1][lane] += x * q;
+                lanes[2][lane] += q * q;
             }
         };
-        let has_tail = !chunks.remainder().is_empty();
-        for chunk in chunks {
-            if let Ok(chunk) = chunk.try_into() {
-                add(chunk);
-            }
-        }
-        if has_tail {
-            add(&tail);
+        let (chunks, rest) = block.as_chunks::<LANES>();
+        chunks.iter().for_each(&mut add);
+        if !rest.is_empty() {
+            // Zeros have level zero and add nothing.
+            let mut padded = [0.0; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            add(&padded);
         }
         let total = |lanes: [f32; LANES]| lanes.into_iter().map(f64::from).sum::<f64>();
-        sums += Sums { error_squares: total(errors), products: total(products), level_squares: total(squares) };
+        sums += Sums { error_squares: total(lanes[0]), products: total(lanes[1]), level_squares: total(lanes[2]) };
     }
     sums
 }

@@ -17,7 +17,7 @@ const LOG2: [f32; 7] =
 /// The same of 2^t on −½..½, off by at most 2.7e-6.
 const EXP2: [f32; 5] = [1.000_000_1, 0.693_121, 0.240_221_07, 0.055_922_04, 0.009_676_04];
 
-#[inline]
+#[inline(always)]
 fn polynomial<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
     let mut value = coefficients[N - 1];
     for coefficient in coefficients[..N - 1].iter().rev() {
@@ -27,7 +27,7 @@ fn polynomial<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
 }
 
 /// |x|^0.7 to five digits; 0 gives 10⁻²⁷. `x` is finite.
-#[inline]
+#[inline(always)]
 pub fn power_0_7(x: f32) -> f32 {
     let bits = x.to_bits() & 0x7FFF_FFFF;
     let exponent = (bits >> 23) as i32 - 127;
@@ -62,13 +62,9 @@ pub fn half_quadratic(weights: &[f32], inverse: f32, rounding: Rounding, beta: f
     let mut sums = HalfQuadratic::default();
     for block in weights.chunks(BLOCK) {
         let mut lanes = [[0.0_f32; LANES]; 5];
-        for chunk in block.chunks(LANES) {
-            let mut padded = [0.0; LANES];
-            padded[..chunk.len()].copy_from_slice(chunk);
+        let mut add = |chunk: &[f32; LANES], counts: &[f32; LANES]| {
             for lane in 0..LANES {
-                // A lane beyond the end counts nothing.
-                let counts = if lane < chunk.len() { 1.0 } else { 0.0 };
-                let x = padded[lane] * inverse;
+                let x = chunk[lane] * inverse;
                 let shifted = x + offset;
                 let shifted = if shifted > low { shifted } else { low };
                 let shifted = if shifted < high { shifted } else { high };
@@ -79,12 +75,22 @@ pub fn half_quadratic(weights: &[f32], inverse: f32, rounding: Rounding, beta: f
                 let shrunken = magnitude - power / magnitude * over_beta;
                 let shrunken = if shrunken > 0.0 { shrunken } else { 0.0 };
                 let target = x - shrunken.copysign(error);
-                lanes[0][lane] += counts * power;
-                lanes[1][lane] += counts * target;
-                lanes[2][lane] += counts * level;
-                lanes[3][lane] += counts * (target * level);
-                lanes[4][lane] += counts * (level * level);
+                lanes[0][lane] += counts[lane] * power;
+                lanes[1][lane] += counts[lane] * target;
+                lanes[2][lane] += counts[lane] * level;
+                lanes[3][lane] += counts[lane] * (target * level);
+                lanes[4][lane] += counts[lane] * (level * level);
             }
+        };
+        let (chunks, rest) = block.as_chunks::<LANES>();
+        for chunk in chunks {
+            add(chunk, &[1.0; LANES]);
+        }
+        if !rest.is_empty() {
+            let (mut padded, mut counts) = ([0.0; LANES], [0.0; LANES]);
+            padded[..rest.len()].copy_from_slice(rest);
+            counts[..rest.len()].fill(1.0);
+            add(&padded, &counts);
         }
         let total = |lanes: [f32; LANES]| lanes.into_iter().map(f64::from).sum::<f64>();
         sums.objective += total(lanes[0]);

@@ -37,14 +37,16 @@ impl Weights for [f32] {
     }
 }
 
-/// The factors by which the range of min/max is tried.
-fn factors(grid: &Grid) -> Vec<f32> {
+/// The factors by which the range of min/max is tried, and by how much around the best of them in a second round.
+fn factors(grid: &Grid) -> (Vec<f32>, &'static [f32]) {
     match (grid.element(), grid.scale_format()) {
-        (_, ScaleFormat::E8M0) => vec![2.0, 1.0, 0.5, 0.25],
+        (_, ScaleFormat::E8M0) => (vec![2.0, 1.0, 0.5, 0.25], &[]),
+        // E4M3 has 8 scales per power of two.
+        (_, ScaleFormat::E4M3OverGlobal) => ((0..=17).map(|i| 1.3 - i as f32 * 0.05).collect(), &[]),
         // Levels that grow like powers of two: what matters is where a scale stands between two of them.
-        (Element::Fp8E4M3, _) => (0..=64).map(|i| ((32.0 - i as f64) / 32.0).exp2() as f32).collect(),
+        (Element::Fp8E4M3, _) => ((0..=32).map(|i| 2.0 - i as f32 * 0.046_875).collect(), &[]),
         // Down to a fifth; a little beyond min/max, because its largest weight lies half a step outside of the codes.
-        _ => (0..=90).map(|i| 1.1 - i as f32 * 0.01).collect(),
+        _ => ((0..=30).map(|i| 1.1 - i as f32 * 0.03).collect(), &[-0.02, -0.01, 0.01, 0.02]),
     }
 }
 
@@ -57,10 +59,15 @@ pub fn least_squares<W: Weights + ?Sized>(weights: &W, grid: &Grid, extent: Exte
     if extent.absmax() == 0.0 {
         return Ok(min_max);
     }
-    let mut candidates: Vec<GroupScale> =
-        factors(grid).into_iter().map(|factor| grid.min_max(extent.scaled(factor))).collect();
-    candidates.dedup_by_key(|candidate| (candidate.scale.to_bits(), candidate.zero.to_bits()));
-    let mut best = best_of(weights, grid, &candidates)?;
+    let (coarse, fine) = factors(grid);
+    let (mut best, factor) = best_of(weights, grid, extent, &coarse)?;
+    if !fine.is_empty() {
+        let fine: Vec<f32> = fine.iter().map(|shift| factor + shift).collect();
+        let (found, _) = best_of(weights, grid, extent, &fine)?;
+        if found.error < best.error {
+            best = found;
+        }
+    }
     if grid.zero_point() == ZeroPoint::Integer {
         best = refined(weights, grid, best)?;
         let neighbours: Vec<GroupScale> = [-1.0, 1.0]
@@ -100,12 +107,23 @@ impl Scored {
     }
 }
 
-fn best_of<W: Weights + ?Sized>(weights: &W, grid: &Grid, candidates: &[GroupScale]) -> Result<Scored, CodecError> {
-    let sums = weights.sums(grid, candidates)?;
-    let scored = candidates.iter().zip(sums).map(|(group, sums)| Scored::new(grid, *group, sums));
-    // The first of equals, and there is one: the list of factors is not empty.
-    let first = Scored { group: candidates[0], error: f64::INFINITY, next_step: 1.0 };
-    Ok(scored.fold(first, |best, next| if next.error < best.error { next } else { best }))
+/// The best of the ranges scaled by these factors (one or more), the first of equals, and its factor.
+fn best_of<W: Weights + ?Sized>(
+    weights: &W,
+    grid: &Grid,
+    extent: Extent,
+    factors: &[f32],
+) -> Result<(Scored, f32), CodecError> {
+    let mut candidates: Vec<(GroupScale, f32)> =
+        factors.iter().map(|factor| (grid.min_max(extent.scaled(*factor)), *factor)).collect();
+    candidates.dedup_by_key(|(group, _)| (group.scale.to_bits(), group.zero.to_bits()));
+    let groups: Vec<GroupScale> = candidates.iter().map(|(group, _)| *group).collect();
+    let sums = weights.sums(grid, &groups)?;
+    let first = (Scored { group: groups[0], error: f64::INFINITY, next_step: 1.0 }, factors[0]);
+    Ok(candidates.iter().zip(sums).fold(first, |best, ((group, factor), sums)| {
+        let next = Scored::new(grid, *group, sums);
+        if next.error < best.0.error { (next, *factor) } else { best }
+    }))
 }
 
 fn refined<W: Weights + ?Sized>(weights: &W, grid: &Grid, start: Scored) -> Result<Scored, CodecError> {
