@@ -39,6 +39,10 @@ pub struct Grid {
     scale: ScaleFormat,
     zero: ZeroPoint,
     dense: Dtype,
+    /// Largest code of an integer element.
+    largest_code: f32,
+    /// The zero point of symmetric integers, 0 for floats.
+    implied_zero: f32,
     /// Smallest whole zero point.
     minimum_zero: f32,
     /// Largest scale for which every level is finite in the dense type.
@@ -51,8 +55,8 @@ impl Grid {
     /// The grid of a codec for dense weights of `dense`. NVFP4's global scale is 1 until [`Grid::with_global`].
     pub fn new(codec: &Codec, dense: Dtype, minimum_zero_point: u8) -> Self {
         let largest_level = match codec.element {
-            Element::Integer { bits } if codec.zero == ZeroPoint::None => 2.0_f32.powi(i32::from(bits) - 1),
-            Element::Integer { bits } => 2.0_f32.powi(i32::from(bits)),
+            Element::Integer { .. } if codec.zero == ZeroPoint::None => codec.implied_zero(),
+            Element::Integer { bits } => f32::from(1_u16 << bits),
             Element::Fp8E4M3 => E4M3_MAX,
             Element::Fp4E2M1 => E2M1_MAX,
         };
@@ -62,6 +66,8 @@ impl Grid {
             scale: codec.scale,
             zero: codec.zero,
             dense,
+            largest_code: (f32::from(1_u16 << codec.element.bits())) - 1.0,
+            implied_zero: codec.implied_zero(),
             minimum_zero: f32::from(minimum_zero_point),
             largest_scale: largest_weight / largest_level,
             global: 1.0,
@@ -107,18 +113,7 @@ impl Grid {
 
     /// Largest code of an integer element.
     pub fn largest_code(&self) -> f32 {
-        match self.element {
-            Element::Integer { bits } => 2.0_f32.powi(i32::from(bits)) - 1.0,
-            Element::Fp8E4M3 | Element::Fp4E2M1 => 0.0,
-        }
-    }
-
-    /// The zero point of symmetric integers, 0 for floats.
-    fn implied_zero(&self) -> f32 {
-        match self.element {
-            Element::Integer { bits } => 2.0_f32.powi(i32::from(bits) - 1),
-            Element::Fp8E4M3 | Element::Fp4E2M1 => 0.0,
-        }
+        self.largest_code
     }
 
     /// The weight that level 1 stands for.
@@ -154,12 +149,7 @@ impl Grid {
 
     /// The group with a scale and zero point that have been stored before.
     pub fn stored(&self, scale: f32, zero: Option<f32>) -> GroupScale {
-        GroupScale {
-            scale,
-            zero: zero.unwrap_or_else(|| self.implied_zero()),
-            scale_clamped: false,
-            zero_clamped: false,
-        }
+        GroupScale { scale, zero: zero.unwrap_or_else(|| self.implied_zero), scale_clamped: false, zero_clamped: false }
     }
 
     /// The group of all-zero weights: the same scale that compressed-tensors' writer gives.
@@ -178,11 +168,11 @@ impl Grid {
     pub fn min_max(&self, extent: Extent) -> GroupScale {
         let absmax = extent.absmax();
         if absmax == 0.0 {
-            return self.all_zero(self.implied_zero());
+            return self.all_zero(self.implied_zero);
         }
         match (self.element, self.zero) {
             (Element::Integer { .. }, ZeroPoint::None) => {
-                self.group(absmax / (self.largest_code() / 2.0), self.implied_zero())
+                self.group(absmax / (self.largest_code / 2.0), self.implied_zero)
             }
             (Element::Integer { .. }, _) => self.asymmetric(extent),
             (Element::Fp8E4M3 | Element::Fp4E2M1, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax),
@@ -207,7 +197,7 @@ impl Grid {
 
     fn asymmetric(&self, extent: Extent) -> GroupScale {
         let (min, max) = (f64::from(extent.min).min(0.0), f64::from(extent.max).max(0.0));
-        let levels = f64::from(self.largest_code());
+        let levels = f64::from(self.largest_code);
         let group = self.group(((max - min) / levels) as f32, 0.0);
         let zero = (-min / f64::from(group.scale)).round_ties_even().clamp(0.0, levels);
         if zero >= f64::from(self.minimum_zero) {
@@ -221,7 +211,7 @@ impl Grid {
 
     /// The whole zero point nearest to `zero`.
     pub fn whole_zero(&self, zero: f64) -> f32 {
-        zero.round_ties_even().clamp(f64::from(self.minimum_zero), f64::from(self.largest_code())) as f32
+        zero.round_ties_even().clamp(f64::from(self.minimum_zero), f64::from(self.largest_code)) as f32
     }
 
     /// A float zero point as stored.
@@ -240,10 +230,10 @@ impl Grid {
             (Element::Fp8E4M3, _) => Rounding::E4M3,
             (Element::Fp4E2M1, _) => Rounding::E2M1,
             (Element::Integer { .. }, ZeroPoint::Float) => {
-                Rounding::Integer { offset: zero, low: 0.0, high: self.largest_code() }
+                Rounding::Integer { offset: zero, low: 0.0, high: self.largest_code }
             }
             (Element::Integer { .. }, _) => {
-                Rounding::Integer { offset: 0.0, low: -zero, high: self.largest_code() - zero }
+                Rounding::Integer { offset: 0.0, low: -zero, high: self.largest_code - zero }
             }
         }
     }
