@@ -106,12 +106,12 @@ impl Preset {
         self.settings.parse().unwrap_or_default()
     }
 
-    /// Its settings beside those that a rule writes itself: a rule that says in its own way what shares a scale
-    /// (`granularity = "channel"` beside `int4`) takes nothing of the preset's.
+    /// Its settings beside those that a rule and its overrides write: what says in its own way which weights share a
+    /// scale (`granularity = "channel"` beside `int4`) takes nothing of the preset's.
     #[must_use]
-    pub fn table_beside(&self, own: &toml::Table) -> toml::Table {
+    pub fn table_beside(&self, written: &toml::Table) -> toml::Table {
         let mut table = self.table();
-        if SHARING.iter().any(|key| own.contains_key(*key)) {
+        if SHARING.iter().any(|key| written.contains_key(*key)) {
             table.retain(|key, _| !SHARING.contains(&key));
         }
         table

@@ -14,7 +14,7 @@ use super::{
     presets::{PRESETS, preset},
     rule::{self, Choices, SettingOverride},
     selector::Selector,
-    settings::{Layer, merge},
+    settings::Layer,
     size::parse_bytes,
 };
 use crate::{layout::LayoutName, passes::PassInfo};
@@ -64,8 +64,15 @@ fn syntax_error(source: &Source, error: &toml::de::Error) -> Problem {
         ("string values must be quoted, expected literal string", "") => {
             Problem::at(&span, "not TOML: a value is missing")
         }
+        (message, word) if is_word(word) && !message.contains("key") => {
+            Problem::at(&span, "not TOML: a string without quotes").help(format!("write `\"{}\"`", shown(word)))
+        }
         (message, _) => Problem::at(&span, format!("not TOML: {message}")),
     }
+}
+
+fn is_word(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic()) && !text.contains(['"', '\'', '\n'])
 }
 
 fn read_root(
@@ -253,7 +260,6 @@ fn read_rule(reader: &mut Reader<'_>, located: &Located<&DeTable<'_>>, registry:
         return None;
     };
     let own = read_settings(reader, table, &["use", "select", "skip", "optional", "override"], info);
-    let base = preset.map(|preset| Layer::without_places(preset.table_beside(&own.table))).unwrap_or_default();
     let select = read_selectors(reader, table, "select");
     let skip = read_selectors(reader, table, "skip");
     let defaults = |words: &[&str]| {
@@ -269,7 +275,7 @@ fn read_rule(reader: &mut Reader<'_>, located: &Located<&DeTable<'_>>, registry:
         line: reader.source.line(located.span.start),
         kind: info.kind,
         parse: info.parse,
-        preset: preset.map(|preset| preset.name),
+        preset,
         use_span: name.span.clone(),
         choices: Choices {
             select: select.unwrap_or_else(|| defaults(info.default_select)),
@@ -278,7 +284,7 @@ fn read_rule(reader: &mut Reader<'_>, located: &Located<&DeTable<'_>>, registry:
             span: value_span(table, "select").unwrap_or_else(|| name.span.clone()),
         },
         skip_is_default,
-        layers: vec![base, own],
+        own,
         overrides: Vec::new(),
     };
     for part in reader.tables(table, "override", "pass.override") {
@@ -351,14 +357,12 @@ fn read_selectors(reader: &mut Reader<'_>, table: &DeTable<'_>, key: &str) -> Op
 
 /// Types the settings of a rule alone and with each of its overrides, so that a mistake shows before any model is read.
 fn check_settings(reader: &mut Reader<'_>, rule: &PassRule) {
-    let alone: Vec<&Layer> = rule.layers.iter().collect();
-    let base = (rule.parse)(&merge(alone.iter().copied()));
+    let base = (rule.parse)(&rule.merged(&[]));
     if let Err(error) = &base {
         reader.report(rule::setting_problem(reader.source, rule, &[], error));
     }
-    for (index, part) in rule.overrides.iter().enumerate() {
-        let merged = merge(alone.iter().copied().chain([&part.settings]));
-        if let Err(error) = (rule.parse)(&merged)
+    for index in 0..rule.overrides.len() {
+        if let Err(error) = (rule.parse)(&rule.merged(&[index]))
             && base.as_ref().err() != Some(&error)
         {
             reader.report(rule::setting_problem(reader.source, rule, &[index], &error));

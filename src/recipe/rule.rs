@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::{
     document::Located,
-    error::{Problem, Source, clipped},
+    error::{Problem, Source, clipped, shown},
+    presets::Preset,
     selector::Selector,
     settings::{Layer, merge},
 };
@@ -23,12 +24,12 @@ pub struct PassRule {
     /// What kind of pass it is.
     pub kind: Kind,
     pub(super) parse: fn(&toml::Table) -> Result<Settings, SettingError>,
-    pub(super) preset: Option<&'static str>,
+    pub(super) preset: Option<&'static Preset>,
     pub(super) use_span: Range<usize>,
     pub(super) choices: Choices,
     pub(super) skip_is_default: bool,
-    /// The preset's settings, then the rule's own.
-    pub(super) layers: Vec<Layer>,
+    /// The settings written in the rule itself.
+    pub(super) own: Layer,
     pub(super) overrides: Vec<SettingOverride>,
 }
 
@@ -55,34 +56,41 @@ pub(super) struct SettingOverride {
 }
 
 impl PassRule {
-    /// The settings under these overrides (indices, ascending), merged.
+    /// The settings under these overrides (indices, ascending), merged: preset, rule, overrides.
     pub(super) fn merged(&self, overrides: &[usize]) -> toml::Table {
         let parts = overrides.iter().map(|&index| &self.overrides[index].settings);
-        merge(self.layers.iter().chain(parts))
+        let written = merge(std::iter::once(&self.own).chain(parts));
+        let Some(preset) = self.preset else { return written };
+        let preset = Layer::without_places(preset.table_beside(&written));
+        merge([&preset, &Layer::without_places(written)])
     }
 }
 
 /// Shows a setting that the pass refused in the layer that set it last.
 pub(super) fn setting_problem(source: &Source, rule: &PassRule, overrides: &[usize], error: &SettingError) -> Problem {
     let message = clipped(&format!("`{}`: {}", error.key, error.message), MAX_MESSAGE);
-    let of_overrides = overrides.iter().rev().map(|&index| &rule.overrides[index].settings);
-    let place = of_overrides.clone().find_map(|layer| layer.place(&error.key));
-    if let Some(place) = place {
-        return Problem::at(place, message);
-    }
-    let own = rule.layers.iter().rev().find_map(|layer| layer.place(&error.key));
-    if let Some(&last) = overrides.last() {
-        let problem = Problem::at(&rule.overrides[last].span, message);
-        return match own {
-            Some(own) => problem.note(format!("`{}` is set on line {}", error.key, source.line(own.start))),
-            None => problem,
-        };
-    }
-    match (own, rule.preset) {
-        (Some(own), _) => Problem::at(own, message),
-        (None, Some(preset)) if rule.layers[0].table.contains_key(&error.key) => {
-            Problem::at(&rule.use_span, message).note(format!("preset {preset:?} sets it"))
+    let setter = overrides.iter().rev().map(|&index| &rule.overrides[index].settings);
+    let place = setter.clone().find_map(|layer| layer.place(&error.key));
+    let own = rule.own.place(&error.key);
+    let problem = match (place, overrides.last(), own) {
+        (Some(place), ..) | (None, None, Some(place)) => Problem::at(place, message),
+        (None, Some(&last), Some(own)) => Problem::at(&rule.overrides[last].span, message).note(format!(
+            "`{}` is set on line {}",
+            shown(&error.key),
+            source.line(own.start)
+        )),
+        (None, Some(&last), None) => Problem::at(&rule.overrides[last].span, message),
+        (None, None, None) => Problem::at(&rule.use_span, message),
+    };
+    // The preset's part matters where the user wrote nothing of the kind, or where the message is about both.
+    let concerned = |preset: &Preset| {
+        let others = preset.table().keys().any(|key| *key != error.key && error.message.contains(&format!("`{key}`")));
+        others || (place.is_none() && own.is_none())
+    };
+    match rule.preset.filter(|preset| concerned(preset)) {
+        Some(preset) => {
+            problem.note(format!("preset \"{}\" sets {}", preset.name, preset.settings.replace('\n', ", ")))
         }
-        (None, _) => Problem::at(&rule.use_span, message),
+        None => problem,
     }
 }

@@ -112,6 +112,10 @@ fn settings_beside_a_preset_win_and_replace_its_sharing_as_a_whole() {
     same("use = \"int4\"\nbits = 5", "use = \"rtn\"\nbits = 5\ngroup_size = 128");
     same("use = \"int4\"\ngranularity = \"channel\"", "use = \"rtn\"\nbits = 4\ngranularity = \"channel\"");
     same("use = \"int8\"\ngroup_size = 32", "use = \"rtn\"\nbits = 8\ngroup_size = 32");
+    same(
+        "use = \"int4\"\n[[pass.override]]\nselect = \"mlp\"\ngranularity = \"channel\"",
+        "use = \"rtn\"\nbits = 4\n[[pass.override]]\nselect = \"mlp\"\ngranularity = \"channel\"",
+    );
     same("use = \"int4\"\ntarget_bits = 4.5", "use = \"rtn\"\nbits = 4\ntarget_bits = 4.5");
 }
 
