@@ -1,5 +1,7 @@
 //! The full texts of error messages for wrong recipes: what a user reads must stay as good as this.
 
+#![expect(clippy::needless_raw_string_hashes, reason = "all texts are written alike")]
+
 use std::path::Path;
 
 use bantam::{passes::REGISTRY, recipe::Recipe};
@@ -521,7 +523,8 @@ fn a_long_line_is_shortened_around_the_place() {
         "schema = 1\nmodel = \"m\"\n\tcalibration = {{ text = \"{long}\", \"größe\" = 1, sequences = 2 }} # {long}\n[[pass]]\nuse = \"int4\"\n[artifact]\nout = \"o\"\n"
     );
     shows(
-        &recipe, r#"
+        &recipe,
+        r#"
 unknown key `größe` in [calibration]
  --> r.toml:3:129
   |

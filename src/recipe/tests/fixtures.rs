@@ -1,7 +1,11 @@
 //! The recipes in `fixtures/recipes`, and the examples of the documentation.
 
 use super::*;
-use crate::recipe::PRESETS;
+use crate::{
+    checkpoint::Dtype,
+    layout::{MatrixSpec, layout},
+    passes::Matrix,
+};
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -21,6 +25,45 @@ fn every_fixture_is_a_recipe_for_the_fixture_model() {
         count += 1;
     }
     assert!(count >= 25, "{count} recipes");
+}
+
+#[test]
+fn every_fixture_asks_its_layout_for_something_it_can_hold() {
+    let mut asked = 0;
+    for entry in std::fs::read_dir(folder("fixtures/recipes")).unwrap() {
+        let path = entry.unwrap().path();
+        let recipe = Recipe::read(&path).unwrap();
+        let target = layout(recipe.artifact.layout);
+        for Assignment { tensor, settings, .. } in recipe.assign(&llama()).unwrap() {
+            if settings.needs_weights() {
+                continue;
+            }
+            let (rows, columns) = if tensor.contains("down_proj") { (256, 768) } else { (768, 256) };
+            let matrix = Matrix {
+                name: tensor.clone(),
+                rows,
+                columns,
+                dense_dtype: Dtype::BF16,
+                scale: target.scale_format(Dtype::BF16),
+                minimum_zero_point: 0,
+                float_zero_allowed: recipe.artifact.layout == LayoutName::Bantam,
+            };
+            let choice = settings.codec(&matrix).unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
+            let spec = MatrixSpec {
+                name: tensor,
+                experts: None,
+                rows,
+                columns,
+                transposed: false,
+                dense_dtype: Dtype::BF16,
+                codec: choice.codec,
+                activations: choice.activations,
+            };
+            assert_eq!(target.accepts(&spec), Ok(()), "{}", path.display());
+            asked += 1;
+        }
+    }
+    assert!(asked > 300, "{asked}");
 }
 
 #[test]
