@@ -6,36 +6,31 @@ const RUN: usize = 64;
 
 /// Calls `convert` on every element with the two parameters of its group of `group` columns.
 ///
-/// Has to be inlined into a function that is compiled per instruction set. Groups of 64 and more are cut into runs;
-/// smaller ones that divide a run have their parameters spread over it first.
+/// Has to be inlined into a function that is compiled per instruction set.
 #[inline(always)]
 pub(super) fn convert<A: Copy, B>(
+    elements: &[A],
+    parameters: (&[f32], &[f32]),
+    group: usize,
+    out: &mut [B],
+    convert: impl Fn(A, f32, f32) -> B,
+) {
+    match group {
+        16 => short_groups::<16, A, B>(elements, parameters, out, convert),
+        32 => short_groups::<32, A, B>(elements, parameters, out, convert),
+        _ => long_groups(elements, parameters, group, out, convert),
+    }
+}
+
+/// Groups of 64 and more are cut into runs; any other length works too.
+#[inline(always)]
+fn long_groups<A: Copy, B>(
     elements: &[A],
     (first, second): (&[f32], &[f32]),
     group: usize,
     out: &mut [B],
     convert: impl Fn(A, f32, f32) -> B,
 ) {
-    let (mut elements, mut out, mut first, mut second) = (elements, out, first, second);
-    if group < RUN && RUN.is_multiple_of(group) {
-        let per_run = RUN / group;
-        let runs = (elements.len() / RUN).min(first.len() / per_run).min(second.len() / per_run);
-        let (whole, rest) = elements.split_at(runs * RUN);
-        let (out_whole, out_rest) = out.split_at_mut(runs * RUN);
-        for (index, (elements, out)) in
-            whole.as_chunks::<RUN>().0.iter().zip(out_whole.as_chunks_mut::<RUN>().0).enumerate()
-        {
-            let (mut firsts, mut seconds) = ([0.0; RUN], [0.0; RUN]);
-            let of_run = index * per_run..(index + 1) * per_run;
-            spread(&first[of_run.clone()], group, &mut firsts);
-            spread(&second[of_run], group, &mut seconds);
-            for ((element, out), (first, second)) in elements.iter().zip(out).zip(firsts.iter().zip(&seconds)) {
-                *out = convert(*element, *first, *second);
-            }
-        }
-        (elements, out) = (rest, out_rest);
-        (first, second) = (&first[runs * per_run..], &second[runs * per_run..]);
-    }
     for ((elements, out), (&first, &second)) in
         elements.chunks(group).zip(out.chunks_mut(group)).zip(first.iter().zip(second))
     {
@@ -52,9 +47,36 @@ pub(super) fn convert<A: Copy, B>(
     }
 }
 
+/// Groups that divide a run have their parameters spread over it first.
 #[inline(always)]
-fn spread(values: &[f32], group: usize, run: &mut [f32; RUN]) {
-    for (lanes, value) in run.chunks_exact_mut(group).zip(values) {
-        lanes.fill(*value);
+fn short_groups<const GROUP: usize, A: Copy, B>(
+    elements: &[A],
+    (first, second): (&[f32], &[f32]),
+    out: &mut [B],
+    convert: impl Fn(A, f32, f32) -> B,
+) {
+    let per_run = RUN / GROUP;
+    let runs = (elements.len() / RUN).min(first.len() / per_run).min(second.len() / per_run);
+    let (whole, rest) = elements.split_at(runs * RUN);
+    let (out_whole, out_rest) = out.split_at_mut(runs * RUN);
+    let (first_whole, first_rest) = first.split_at(runs * per_run);
+    let (second_whole, second_rest) = second.split_at(runs * per_run);
+    let parameters = first_whole.chunks_exact(per_run).zip(second_whole.chunks_exact(per_run));
+    let runs = whole.as_chunks::<RUN>().0.iter().zip(out_whole.as_chunks_mut::<RUN>().0);
+    for ((elements, out), (first, second)) in runs.zip(parameters) {
+        let (first, second) = (spread::<GROUP>(first), spread::<GROUP>(second));
+        for ((element, out), (first, second)) in elements.iter().zip(out).zip(first.iter().zip(&second)) {
+            *out = convert(*element, *first, *second);
+        }
     }
+    long_groups(rest, (first_rest, second_rest), GROUP, out_rest, convert);
+}
+
+#[inline(always)]
+fn spread<const GROUP: usize>(values: &[f32]) -> [f32; RUN] {
+    let mut run = [0.0; RUN];
+    for (lanes, value) in run.as_chunks_mut::<GROUP>().0.iter_mut().zip(values) {
+        *lanes = [*value; GROUP];
+    }
+    run
 }

@@ -20,7 +20,20 @@ impl ScaleFormat {
     ///
     /// Scales are not negative and not not-a-number; what comes of such values is unspecified but does not panic.
     #[must_use]
+    #[inline]
     pub fn round(self, scale: f32) -> RoundedScale {
+        if self == Self::F32 {
+            return RoundedScale { value: scale.min(f32::MAX), clamped: scale > f32::MAX };
+        }
+        // The usual case, without a call: a BF16 well inside its range.
+        let rounded = scale.to_bits().wrapping_add(0x7fff + ((scale.to_bits() >> 16) & 1)) & 0xffff_0000;
+        if self == Self::BF16 && rounded.wrapping_sub(1) < f32::MAX.to_bits() & 0xffff_0000 {
+            return RoundedScale { value: f32::from_bits(rounded), clamped: false };
+        }
+        self.round_with_limits(scale)
+    }
+
+    fn round_with_limits(self, scale: f32) -> RoundedScale {
         let (smallest, largest) = self.range();
         let value = match self {
             Self::F32 => scale,
@@ -34,13 +47,11 @@ impl ScaleFormat {
                 mx::e8m0_to_f32(byte.min(254) as u8)
             }
         };
-        let zero = scale == 0.0 && self != Self::E8M0;
-        let too_small = value < smallest || scale <= smallest / 2.0;
         // Half a step beyond the largest E4M3 value still rounds to it.
         let too_large = value > largest || (self == Self::E4M3OverGlobal && scale > 464.0) || scale == f32::INFINITY;
-        if zero {
+        if scale == 0.0 && self != Self::E8M0 {
             RoundedScale { value: 0.0, clamped: false }
-        } else if too_small {
+        } else if value < smallest || scale <= smallest / 2.0 {
             RoundedScale { value: smallest, clamped: scale != smallest }
         } else if too_large {
             RoundedScale { value: largest, clamped: true }
