@@ -37,6 +37,9 @@ pub enum Error {
     /// A layout cannot express or read something.
     #[error(transparent)]
     Layout(#[from] crate::layout::LayoutError),
+    /// A pass cannot choose its codecs.
+    #[error(transparent)]
+    Choose(#[from] crate::passes::ChooseError),
     /// The plan cannot be made.
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
@@ -53,7 +56,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Recipe(_) => ExitCode::Usage,
+            Self::Recipe(_) | Self::Choose(_) => ExitCode::Usage,
             Self::Checkpoint(_) | Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
             Self::Layout(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
@@ -69,7 +72,7 @@ impl Error {
             Self::Layout(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Run(error) => error.hint(),
-            Self::Recipe(_) | Self::Codec(_) | Self::Manifest(_) => None,
+            Self::Recipe(_) | Self::Codec(_) | Self::Choose(_) | Self::Manifest(_) => None,
         }
     }
 }

@@ -40,3 +40,29 @@ pub(super) fn release(map: &Mmap, range: Range<usize>) {
 /// Does nothing where the system has no such advice.
 #[cfg(not(unix))]
 pub(super) fn release(_map: &Mmap, _range: Range<usize>) {}
+
+/// Tells the system that a range will be read soon, so that it can be fetched meanwhile. Only ever a hint.
+#[cfg(unix)]
+pub(super) fn announce(map: &Mmap, range: Range<usize>) {
+    let end = range.end.min(map.len());
+    if range.start < end {
+        let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, end - range.start);
+    }
+}
+
+/// Does nothing where the system has no such advice.
+#[cfg(not(unix))]
+pub(super) fn announce(_map: &Mmap, _range: Range<usize>) {}
+
+/// Maps the pages of a range in one go, cheaper than a fault for every few of them. Only ever a hint.
+#[cfg(target_os = "linux")]
+pub(super) fn populate(map: &Mmap, range: Range<usize>) {
+    let end = range.end.min(map.len());
+    if range.start < end {
+        let _ = map.advise_range(memmap2::Advice::PopulateRead, range.start, end - range.start);
+    }
+}
+
+/// Does nothing where the system has no such advice.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn populate(_map: &Mmap, _range: Range<usize>) {}

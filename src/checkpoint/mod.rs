@@ -152,6 +152,18 @@ impl Checkpoint {
         &self.files[entry.file].map[start..start + length]
     }
 
+    /// Says that bytes of this tensor will be read soon: the disk can begin.
+    pub fn announce(&self, entry: &TensorEntry, range: Range<usize>) {
+        let start = usize::try_from(entry.offset).expect("validated against the map's length");
+        mapped::announce(&self.files[entry.file].map, start + range.start..start + range.end);
+    }
+
+    /// Says that bytes of this tensor are read now, all of them: their pages are mapped in one go.
+    pub fn populate(&self, entry: &TensorEntry, range: Range<usize>) {
+        let start = usize::try_from(entry.offset).expect("validated against the map's length");
+        mapped::populate(&self.files[entry.file].map, start + range.start..start + range.end);
+    }
+
     /// Gives the mapped pages that `range` touches (bytes of this tensor) back to the system; reading them again is
     /// allowed and costs a page fault.
     pub fn release(&self, entry: &TensorEntry, range: Range<usize>) {

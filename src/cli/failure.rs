@@ -39,6 +39,14 @@ pub enum CliError {
         /// What to do.
         hint: Option<String>,
     },
+    /// The machine lacks something.
+    #[error("{message}")]
+    Environment {
+        /// What is missing.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
     /// Something to be written is there already.
     #[error("{} exists already", path.display())]
     TargetExists {
@@ -62,9 +70,11 @@ impl CliError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Stdout { .. } | Self::Json { .. } | Self::TargetExists { .. } | Self::File { .. } => {
-                ExitCode::Environment
-            }
+            Self::Stdout { .. }
+            | Self::Json { .. }
+            | Self::TargetExists { .. }
+            | Self::File { .. }
+            | Self::Environment { .. } => ExitCode::Environment,
             Self::Usage { .. } => ExitCode::Usage,
             Self::Input { .. } => ExitCode::Input,
         }
@@ -74,7 +84,7 @@ impl CliError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Usage { hint, .. } | Self::Input { hint, .. } => hint.clone(),
+            Self::Usage { hint, .. } | Self::Input { hint, .. } | Self::Environment { hint, .. } => hint.clone(),
             Self::TargetExists { .. } => Some("name another --out, or move it away first".into()),
             Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space and run the same command again".into())

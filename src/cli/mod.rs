@@ -2,8 +2,11 @@
 
 pub mod arguments;
 pub mod failure;
+mod job;
 pub mod output;
 pub mod plan;
+pub mod plan_text;
+pub mod progress;
 pub mod run;
 pub mod size;
 

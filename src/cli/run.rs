@@ -1,12 +1,109 @@
 //! `bantam run`: compresses a checkpoint.
 
-use super::{Output, RunArguments};
-use crate::ExitCode;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use super::{
+    CliError, Denied, Output, RunArguments,
+    job::{self, Job},
+    plan_text::bytes_text,
+    progress::Reporter,
+};
+use crate::{
+    ExitCode,
+    plan::Plan,
+    run::{self, Outcome},
+};
 
 /// Executes the command.
 ///
 /// # Errors
 /// Whatever stops the run.
-pub fn execute(_arguments: &RunArguments, _output: &Output) -> Result<ExitCode, anyhow::Error> {
-    todo!()
+pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
+    job::check_device(arguments.device, output)?;
+    let (source, plan) = job::plan(&Job {
+        recipe: &arguments.recipe,
+        model: arguments.model.as_ref(),
+        out: arguments.out.as_ref(),
+        default_out: None,
+        threads: arguments.threads,
+        max_memory: arguments.max_memory,
+        deny: &arguments.deny,
+    })?;
+    for note in &plan.notes {
+        output.warning(note);
+    }
+    for fallback in &plan.fallbacks {
+        output.warning(&fallback.message);
+    }
+    let stop = stop_flag()?;
+    let reporter = Reporter::new(output, plan.units.len());
+    let outcome = run::run(
+        &plan,
+        &source,
+        &run::Options {
+            fresh: arguments.fresh,
+            deny_fallbacks: arguments.deny.contains(&Denied::Fallback),
+            stop: &stop,
+            progress: &reporter,
+        },
+    );
+    reporter.finish();
+    let outcome = outcome?;
+    if output.json() {
+        output.json_event(&outcome.manifest)?;
+    } else {
+        output.result(&summary(&plan, &outcome))?;
+    }
+    Ok(ExitCode::Done)
+}
+
+/// Set by the first interrupt; the second one ends the process at once.
+fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(ExitCode::Interrupted as i32);
+        }
+        eprintln!("stopping after the tensors in hand; again to stop at once");
+    })
+    .map_err(|error| CliError::Environment { message: format!("cannot listen for Ctrl-C: {error}"), hint: None })?;
+    Ok(stop)
+}
+
+fn summary(plan: &Plan, outcome: &Outcome) -> String {
+    let totals = &outcome.manifest.totals;
+    if outcome.was_complete {
+        return format!("{} is complete already: nothing to do", plan.out.display());
+    }
+    let mut text = format!(
+        "{}: {} → {}, {} of {} tensors encoded",
+        plan.out.display(),
+        bytes_text(plan.source_bytes),
+        bytes_text(plan.artifact_bytes()),
+        totals.compressed_tensors,
+        totals.tensors
+    );
+    if let Some(bits) = totals.bits_per_weight {
+        text.push_str(&format!(" at {bits:.4} bits per weight"));
+    }
+    let worst = outcome
+        .manifest
+        .tensors
+        .iter()
+        .filter_map(|tensor| Some((tensor.error?.snr_db?, &tensor.name)))
+        .min_by(|a, b| a.0.total_cmp(&b.0));
+    if let Some((snr, name)) = worst {
+        text.push_str(&format!("\nworst tensor {name}: {snr:.2} dB signal to noise"));
+    }
+    if outcome.resumed > 0 {
+        text.push_str(&format!("\n{} tensors were taken over from the interrupted run", outcome.resumed));
+    }
+    for fallback in outcome.manifest.fallbacks.iter().take(10) {
+        text.push_str(&format!("\nfallback {}: {}", fallback.kind, fallback.message));
+    }
+    text
 }

@@ -1,19 +1,235 @@
-//! To be written.
+//! The plan: what every tensor becomes, exactly, from headers alone.
+//!
+//! All sizes follow from shapes and settings, so the plan fixes every output tensor's name, type, shape, file and byte
+//! offset before a weight is read. The run then writes positions in any order; a journal only has to say "unit done".
 
-/// Every way in which it fails.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {}
+mod build;
+mod disk;
+mod error;
+mod json;
+mod memory;
+mod shards;
+mod small_files;
 
-impl PlanError {
-    /// Its exit code.
+pub use build::Inputs;
+pub(crate) use disk::existing_parent;
+pub use error::PlanError;
+pub(crate) use memory::{COPY_CHUNK_BYTES, stripe_rows};
+pub use memory::{MemoryPlan, Slab};
+pub use small_files::{SmallContent, SmallFile};
+
+use std::path::PathBuf;
+
+use crate::{
+    layout::{LayoutName, MatrixSpec, TensorSpec},
+    manifest::Fallback,
+    passes::{Choice, Matrix, Settings},
+    recipe::NonFinite,
+};
+
+/// What the command line adds to a recipe.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Worker threads.
+    pub threads: usize,
+    /// Upper limit of resident memory in bytes; none means a moderate default working set.
+    pub max_memory_bytes: Option<u64>,
+    /// Whether a fallback is an error.
+    pub deny_fallbacks: bool,
+}
+
+/// A complete plan.
+#[derive(Debug)]
+pub struct Plan {
+    /// The checkpoint's folder, as given.
+    pub model: PathBuf,
+    /// The folder to write.
+    pub out: PathBuf,
+    /// How.
+    pub layout: LayoutName,
+    /// Architecture of the model.
+    pub architecture: String,
+    /// What happens to non-finite weights.
+    pub non_finite: NonFinite,
+    /// The recipe as resolved.
+    pub recipe: serde_json::Value,
+    /// The pieces of work, in model order.
+    pub units: Vec<Unit>,
+    /// The safetensors files, complete but for the data.
+    pub files: Vec<WeightFile>,
+    /// All other files but the manifest.
+    pub small_files: Vec<SmallFile>,
+    /// Bytes of the source's weight files.
+    pub source_bytes: u64,
+    /// Where the plan deviates from what was asked.
+    pub fallbacks: Vec<Fallback>,
+    /// What the user should know, one line each.
+    pub notes: Vec<String>,
+    /// Memory and schedule.
+    pub memory: MemoryPlan,
+    /// BLAKE3 over everything that decides the output's bytes but the weights themselves.
+    pub digest: String,
+}
+
+/// The smallest piece of work that is journalled on its own: one logical tensor.
+#[derive(Debug)]
+pub struct Unit {
+    /// Logical tensor name.
+    pub name: String,
+    /// Its role, as recipes select it.
+    pub role: String,
+    /// Dense shape.
+    pub shape: Vec<usize>,
+    /// Number of weights.
+    pub weights: u64,
+    /// The stored tensors it is made from.
+    pub parts: Vec<String>,
+    /// Their bytes.
+    pub source_bytes: u64,
+    /// Whether the source stores it in codes.
+    pub coded_source: bool,
+    /// What happens.
+    pub action: Action,
+    /// What is written.
+    pub outputs: Vec<Output>,
+}
+
+impl Unit {
+    /// Bytes written for this unit.
     #[must_use]
-    pub fn exit_code(&self) -> crate::ExitCode {
-        crate::ExitCode::Environment
+    pub fn bytes(&self) -> u64 {
+        self.outputs.iter().map(|output| output.spec.bytes()).sum()
     }
 
-    /// What the user can do about it.
+    /// What slabs of this unit count: the rows of its matrix, or the bytes of a copy.
     #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        None
+    pub fn extent(&self) -> u64 {
+        match &self.action {
+            Action::Copy => self.source_bytes,
+            Action::Decode => self.weights / self.columns().max(1) as u64,
+            Action::Encode(encode) => encode.matrix.rows as u64,
+        }
+    }
+
+    /// Whether rows are consecutive bytes of one stored tensor (and not codes, or columns, or several tensors).
+    #[must_use]
+    pub fn rows_are_contiguous(&self) -> bool {
+        match &self.action {
+            Action::Copy => true,
+            Action::Decode => false,
+            Action::Encode(encode) => !self.coded_source && !encode.matrix.transposed,
+        }
+    }
+
+    /// Columns of its matrix; 1 for a scalar.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        match &self.action {
+            Action::Encode(encode) => encode.matrix.columns,
+            Action::Copy | Action::Decode => self.shape.last().copied().unwrap_or(1),
+        }
+    }
+
+    /// Every stored bit over the number of weights.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        if self.weights == 0 { 0.0 } else { self.bytes() as f64 * 8.0 / self.weights as f64 }
+    }
+
+    /// The codec's name, or the element type's where no codec is used.
+    #[must_use]
+    pub fn codec_name(&self) -> String {
+        match &self.action {
+            Action::Encode(encode) => encode.matrix.codec.name(),
+            Action::Copy | Action::Decode => self
+                .outputs
+                .first()
+                .map_or_else(String::new, |output| format!("{:?}", output.spec.dtype).to_lowercase()),
+        }
+    }
+}
+
+/// What happens to one logical tensor.
+#[derive(Debug)]
+pub enum Action {
+    /// The stored bytes are taken over as they are.
+    Copy,
+    /// The stored codes are turned into dense weights (a compressed source that no rule encodes).
+    Decode,
+    /// The weights are encoded.
+    Encode(Box<Encode>),
+}
+
+impl Action {
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Decode => "decode",
+            Self::Encode(_) => "encode",
+        }
+    }
+}
+
+/// An encoding of one matrix.
+#[derive(Debug)]
+pub struct Encode {
+    /// The matrix as layouts see it.
+    pub matrix: MatrixSpec,
+    /// The matrix as passes see it.
+    pub pass_matrix: Matrix,
+    /// The pass's name.
+    pub pass: String,
+    /// The pass's settings for it.
+    pub settings: Settings,
+    /// The codec chosen.
+    pub choice: Choice,
+}
+
+/// One stored tensor and its place.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Name, type, shape.
+    pub spec: TensorSpec,
+    /// Index into [`Plan::files`].
+    pub file: usize,
+    /// Byte offset from the file's start.
+    pub offset: u64,
+}
+
+/// One safetensors file of the artifact.
+#[derive(Debug)]
+pub struct WeightFile {
+    /// File name.
+    pub name: String,
+    /// The header, length prefix included.
+    pub header: Vec<u8>,
+    /// Length of the whole file in bytes.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// Bytes of the artifact's weight files, headers included.
+    #[must_use]
+    pub fn artifact_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Bytes of all files but the manifest and the run log.
+    #[must_use]
+    pub fn all_bytes(&self) -> u64 {
+        self.artifact_bytes() + self.small_files.iter().map(|file| file.bytes).sum::<u64>()
+    }
+
+    /// Stored bits over weights of the encoded matrices; 0 when none is encoded.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        let (bytes, weights) = self
+            .units
+            .iter()
+            .filter(|unit| matches!(unit.action, Action::Encode(_)))
+            .fold((0_u64, 0_u64), |(bytes, weights), unit| (bytes + unit.bytes(), weights + unit.weights));
+        if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
     }
 }

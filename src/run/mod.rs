@@ -1,19 +1,203 @@
-//! To be written.
+//! Makes the plan happen: wave by wave from the map through the codecs to the planned positions, with a journal.
+//!
+//! Order of events, each safe to be killed in: lock, reserve space, waves (bytes, then their journal records), sync,
+//! read back and compare, small files, manifest, rename. Running the same command again continues.
 
-/// Every way in which it fails.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {}
+mod error;
+mod finish;
+mod journal;
+mod progress;
+mod staging;
+mod wave;
 
-impl RunError {
-    /// Its exit code.
-    #[must_use]
-    pub fn exit_code(&self) -> crate::ExitCode {
-        crate::ExitCode::Environment
+pub use error::RunError;
+pub use progress::{Progress, Silent, Status};
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use rayon::prelude::*;
+
+use self::{
+    journal::{Found, Head, Journal, Record},
+    staging::Staging,
+};
+use crate::{
+    Result,
+    layout::{LogicalCheckpoint, layout},
+    manifest::Manifest,
+    plan::Plan,
+    platform,
+};
+
+/// How to run a plan.
+pub struct Options<'a> {
+    /// Start over: discard unfinished work, replace an artifact of bantam's that stands at the target.
+    pub fresh: bool,
+    /// Treat a deviation as an error.
+    pub deny_fallbacks: bool,
+    /// Set from outside to stop after the current wave.
+    pub stop: &'a AtomicBool,
+    /// Told how far the run is.
+    pub progress: &'a dyn Progress,
+}
+
+/// What a run did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The manifest as written.
+    pub manifest: Manifest,
+    /// Units taken over from an earlier, interrupted run.
+    pub resumed: usize,
+    /// Whether the artifact stood there already, complete.
+    pub was_complete: bool,
+}
+
+/// Runs the plan to the end, or as far as it is let.
+///
+/// # Errors
+/// [`RunError`]; what was done stays in the work folder and the same command continues.
+pub fn run(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>) -> Result<Outcome> {
+    let identity = source_identity(source);
+    if let Some(manifest) = finish::standing_artifact(plan, &identity, options.fresh)? {
+        staging::remove_work_folder(&plan.out)?;
+        return Ok(Outcome { manifest, resumed: 0, was_complete: true });
     }
+    plan.check_disk(if options.fresh { 0 } else { staged_bytes(plan) })?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(plan.memory.threads)
+        .thread_name(|index| format!("worker-{index}"))
+        .build()
+        .map_err(|error| RunError::io("start threads for", &plan.out)(std::io::Error::other(error)))?;
+    pool.install(|| run_in_pool(plan, source, options, &identity))
+}
 
-    /// What the user can do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        None
+fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, identity: &str) -> Result<Outcome> {
+    let start = Instant::now();
+    let mut staging = Staging::open(&plan.out)?;
+    let head = Head::new(&plan.digest, identity);
+    if options.fresh {
+        staging.clear()?;
     }
+    let found = match journal::read(&staging.journal(), &head)? {
+        Found::Other => return Err(RunError::OtherRun { work: staging::work_folder(&plan.out) }.into()),
+        Found::Nothing => Vec::new(),
+        Found::Records(records) => records,
+    };
+    staging.prepare(plan)?;
+    let kept = survivors(plan, &staging, found)?;
+    let resumed = kept.len();
+    let mut journal = Journal::start(&staging.journal(), &head, &kept)?;
+    let mut records: BTreeMap<usize, Record> = kept.into_iter().map(|record| (record.unit, record)).collect();
+    work(plan, source, options, &staging, &mut journal, &mut records, start)?;
+    finish::finish(plan, source, staging, options, &records, identity, resumed, start).map(|manifest| Outcome {
+        manifest,
+        resumed,
+        was_complete: false,
+    })
+}
+
+/// The recorded units whose bytes read back as recorded; the last record of a unit counts.
+fn survivors(plan: &Plan, staging: &Staging, records: Vec<Record>) -> Result<Vec<Record>> {
+    let latest: BTreeMap<usize, Record> = records
+        .into_iter()
+        .filter(|record| plan.units.get(record.unit).is_some_and(|unit| unit.outputs.len() == record.outputs.len()))
+        .map(|record| (record.unit, record))
+        .collect();
+    let checked: Vec<Result<Option<Record>>> = latest
+        .into_par_iter()
+        .map(|(unit, record)| {
+            for (output, expected) in plan.units[unit].outputs.iter().zip(&record.outputs) {
+                let hash = staging.hash(plan, output.file, output.offset, output.spec.bytes())?;
+                if hash != *expected {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(record))
+        })
+        .collect();
+    let mut kept = Vec::new();
+    for record in checked {
+        kept.extend(record?);
+    }
+    Ok(kept)
+}
+
+fn work(
+    plan: &Plan,
+    source: &LogicalCheckpoint,
+    options: &Options<'_>,
+    staging: &Staging,
+    journal: &mut Journal,
+    records: &mut BTreeMap<usize, Record>,
+    start: Instant,
+) -> Result<()> {
+    let target = layout(plan.layout);
+    let context =
+        wave::Context { plan, source, layout: target.as_ref(), staging, deny_fallbacks: options.deny_fallbacks };
+    let mut status = Status::new(plan, records.keys().copied(), start);
+    options.progress.update(&status);
+    let mut open = BTreeMap::new();
+    let waves: Vec<Vec<_>> = plan
+        .memory
+        .waves
+        .iter()
+        .map(|wave| wave.iter().filter(|slab| !records.contains_key(&slab.unit)).cloned().collect())
+        .filter(|wave: &Vec<_>| !wave.is_empty())
+        .collect();
+    for (index, wave) in waves.iter().enumerate() {
+        if options.stop.load(Ordering::SeqCst) {
+            return Err(RunError::Stopped { done: records.len(), total: plan.units.len() }.into());
+        }
+        if let Some(next) = waves.get(index + 1) {
+            wave::announce(&context, next);
+        }
+        let done = wave::run(&context, wave, &mut open)?;
+        staging.start_writeback();
+        journal.append(&done)?;
+        status.advance(plan, wave, done.iter().map(|record| record.unit));
+        records.extend(done.into_iter().map(|record| (record.unit, record)));
+        options.progress.update(&status);
+    }
+    Ok(())
+}
+
+/// Bytes that an unfinished run of this target has on the disk already.
+#[must_use]
+pub fn staged_bytes(plan: &Plan) -> u64 {
+    let staged = staging::work_folder(&plan.out).join("artifact");
+    plan.files.iter().map(|file| platform::allocated_bytes(&staged.join(&file.name))).sum()
+}
+
+/// Names, lengths and modification times of the source's files: when one changes, an unfinished run is not continued.
+fn source_identity(source: &LogicalCheckpoint) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let checkpoint = source.checkpoint();
+    for file in checkpoint.files() {
+        hasher.update(file_identity(&file.path).as_bytes());
+    }
+    for path in checkpoint.companions() {
+        hasher.update(file_identity(path).as_bytes());
+    }
+    if let Some(config) = checkpoint.config() {
+        hasher.update(config.text.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn file_identity(path: &Path) -> String {
+    let metadata = std::fs::metadata(path);
+    let length = metadata.as_ref().map_or(0, std::fs::Metadata::len);
+    let modified = metadata.and_then(|metadata| metadata.modified()).ok();
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    format!("{name:?} {length} {modified:?}\n")
+}
+
+/// What the process used at most, for the run log.
+fn peak_rss_bytes() -> Option<u64> {
+    platform::peak_rss_bytes()
 }

@@ -1,0 +1,69 @@
+//! What `plan` and `run` share: recipe, checkpoint, model map, plan.
+
+use std::path::{Path, PathBuf};
+
+use super::{ByteSize, CliError, Denied, Device, Output};
+use crate::{
+    checkpoint::Checkpoint,
+    layout::LogicalCheckpoint,
+    model::{ModelMap, NamedShape},
+    plan::{Inputs, Options, Plan},
+    recipe::{Overrides, Recipe},
+};
+
+/// The arguments that decide the plan.
+pub(super) struct Job<'a> {
+    pub(super) recipe: &'a Path,
+    pub(super) model: Option<&'a PathBuf>,
+    pub(super) out: Option<&'a PathBuf>,
+    /// Stands in where nothing names a target and none is written.
+    pub(super) default_out: Option<&'static str>,
+    pub(super) threads: Option<u16>,
+    pub(super) max_memory: Option<ByteSize>,
+    pub(super) deny: &'a [Denied],
+}
+
+/// Opens everything and plans.
+pub(super) fn plan(job: &Job<'_>) -> Result<(LogicalCheckpoint, Plan), anyhow::Error> {
+    let overrides =
+        Overrides { model: job.model.cloned(), out: job.out.cloned(), default_out: job.default_out.map(PathBuf::from) };
+    let recipe = Recipe::read_with(job.recipe, &overrides)?;
+    let source = LogicalCheckpoint::open(Checkpoint::open(&recipe.model)?)?;
+    let map = model_map(&source);
+    let options = Options {
+        threads: threads(job.threads),
+        max_memory_bytes: job.max_memory.map(|size| size.0),
+        deny_fallbacks: job.deny.contains(&Denied::Fallback),
+    };
+    let plan = Plan::new(Inputs { recipe: &recipe, source: &source, model: &map }, &options)?;
+    Ok((source, plan))
+}
+
+/// The model map of a checkpoint's logical tensors.
+pub(super) fn model_map(source: &LogicalCheckpoint) -> ModelMap {
+    let shapes: Vec<NamedShape> = source
+        .tensors()
+        .iter()
+        .map(|tensor| NamedShape { name: tensor.name.clone(), shape: tensor.shape.clone() })
+        .collect();
+    ModelMap::new(source.checkpoint().config().map(|config| &config.value), &shapes)
+}
+
+/// Threads to use: what was asked for, or one per core.
+pub(super) fn threads(asked: Option<u16>) -> usize {
+    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+}
+
+/// This version computes on the processor only.
+pub(super) fn check_device(device: Device, output: &Output) -> Result<(), CliError> {
+    match device {
+        Device::Gpu => Err(CliError::Environment {
+            message: "this version has no kernels for graphics processors".into(),
+            hint: Some("leave --device out: the bytes are the same on every device".into()),
+        }),
+        Device::Auto | Device::Cpu => {
+            output.detail("computing on the processor");
+            Ok(())
+        }
+    }
+}

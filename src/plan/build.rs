@@ -1,0 +1,395 @@
+//! Makes the plan: recipe and model map to units, units to files, files to a schedule.
+
+use std::collections::BTreeMap;
+
+use super::{Action, Encode, MemoryPlan, Options, Plan, PlanError, Unit, memory, shards, small_files};
+use crate::{
+    Result,
+    checkpoint::{is_float, scan_non_finite},
+    codec::RowSource,
+    layout::{Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout},
+    manifest::Fallback,
+    model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
+    passes::{self, Choice, Matrix, Settings},
+    recipe::{Assignment, NonFinite, Recipe},
+};
+
+/// What a plan is made from.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// The model's tensors.
+    pub source: &'a LogicalCheckpoint,
+    /// What they mean.
+    pub model: &'a ModelMap,
+}
+
+/// An encoding that a rule asks for, before the layout has agreed.
+struct Wish<'a> {
+    tensor: &'a LogicalTensor,
+    mapped: &'a MappedTensor,
+    view: MatrixView,
+    matrix: Matrix,
+    rule: usize,
+    settings: Settings,
+}
+
+impl Wish<'_> {
+    fn spec(&self, choice: &Choice) -> MatrixSpec {
+        MatrixSpec {
+            name: self.tensor.name.clone(),
+            experts: self.view.experts,
+            rows: self.matrix.rows,
+            columns: self.matrix.columns,
+            transposed: self.view.transposed,
+            dense_dtype: self.tensor.dtype,
+            codec: choice.codec.clone(),
+            activations: choice.activations,
+        }
+    }
+}
+
+impl Plan {
+    /// Makes the plan from headers; reads weights only where a setting's sizes depend on them, or where non-finite
+    /// weights are to be kept, and says so in [`Plan::notes`].
+    ///
+    /// # Errors
+    /// Everything that can be found before the run: see [`PlanError`] and [`crate::recipe::RecipeError`].
+    pub fn new(inputs: Inputs<'_>, options: &Options) -> Result<Self> {
+        let recipe = inputs.recipe;
+        let target = layout(recipe.artifact.layout);
+        let mut notes = inputs.model.notes.clone();
+        let mut fallbacks = Vec::new();
+        let wishes = wishes(inputs, target.as_ref())?;
+        let choices = choose(inputs, target.as_ref(), &wishes, &mut notes)?;
+        let mut encodes: BTreeMap<&str, Encode> = BTreeMap::new();
+        for (wish, choice) in wishes.iter().zip(choices) {
+            match accept(inputs, target.as_ref(), wish, choice)? {
+                Ok(encode) => {
+                    encodes.insert(&wish.tensor.name, encode);
+                }
+                Err(fallback) => fallbacks.push(fallback),
+            }
+        }
+        if recipe.non_finite == NonFinite::Keep {
+            keep_non_finite(inputs, &mut encodes, &mut fallbacks, &mut notes)?;
+        }
+        if options.deny_fallbacks
+            && let Some(first) = fallbacks.first()
+        {
+            return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
+        }
+        assemble(inputs, target.as_ref(), encodes, fallbacks, notes, options)
+    }
+}
+
+fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout) -> Result<Vec<Wish<'a>>> {
+    let mut wishes = Vec::new();
+    for Assignment { rule, tensor: name, settings } in inputs.recipe.assign(inputs.model)? {
+        let (Some(tensor), Some(mapped)) = (inputs.source.tensor(&name), inputs.model.tensor(&name)) else { continue };
+        let view = match (&mapped.matrix, is_float(tensor.dtype)) {
+            (Some(view), true) => view.clone(),
+            (None, true) if tensor.shape.len() == 2 => matrix_by_shape(&tensor.shape),
+            _ => {
+                return Err(PlanError::NotAMatrix {
+                    rule: rule + 1,
+                    pass: inputs.recipe.passes[rule].pass.clone(),
+                    line: inputs.recipe.passes[rule].line,
+                    tensor: name,
+                    what: format!("{:?} {:?} ({})", tensor.dtype, tensor.shape, mapped.role),
+                }
+                .into());
+            }
+        };
+        let matrix = Matrix {
+            name: name.clone(),
+            rows: view.rows * view.experts.unwrap_or(1),
+            columns: view.columns,
+            dense_dtype: tensor.dtype,
+            scale: target.scale_format(tensor.dtype),
+            minimum_zero_point: target.minimum_zero_point(),
+            float_zero_allowed: target.float_zero_allowed(),
+        };
+        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings });
+    }
+    Ok(wishes)
+}
+
+/// The codec of every wish: from shapes alone, or, for the rules that ask for it, from the weights.
+fn choose(
+    inputs: Inputs<'_>,
+    target: &dyn Layout,
+    wishes: &[Wish<'_>],
+    notes: &mut Vec<String>,
+) -> Result<Vec<Choice>> {
+    let mut choices: Vec<Option<Choice>> = Vec::with_capacity(wishes.len());
+    let mut by_rule: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, wish) in wishes.iter().enumerate() {
+        let rule = &inputs.recipe.passes[wish.rule];
+        if wish.settings.needs_weights() {
+            by_rule.entry(wish.rule).or_default().push(index);
+            choices.push(None);
+        } else {
+            let choice = wish
+                .settings
+                .codec(&wish.matrix)
+                .map_err(|error| PlanError::setting(&rule.pass, rule.line, &wish.tensor.name, error))?;
+            choices.push(Some(choice));
+        }
+    }
+    for (rule, members) in by_rule {
+        let rule = &inputs.recipe.passes[rule];
+        notes.push(format!(
+            "sizes of rule `{}` (recipe line {}) follow from the weights: {} matrices were read to plan",
+            rule.pass,
+            rule.line,
+            members.len()
+        ));
+        let entries: Vec<(Settings, Matrix)> =
+            members.iter().map(|&index| (wishes[index].settings.clone(), wishes[index].matrix.clone())).collect();
+        let stored_bits = |position: usize, choice: &Choice| {
+            let spec = wishes[members[position]].spec(choice);
+            let bytes: u64 = target.tensors(&spec).iter().map(TensorSpec::bytes).sum();
+            target.accepts(&spec).is_ok().then_some(bytes * 8)
+        };
+        let open = |position: usize| -> Result<Box<dyn RowSource + '_>> {
+            let wish = &wishes[members[position]];
+            Ok(inputs.source.rows(&wish.tensor.name, wish.view.transposed)?)
+        };
+        let chosen = passes::choose(&entries, &stored_bits, &open).map_err(|error| match error {
+            crate::Error::Choose(source) => {
+                PlanError::Choice { pass: rule.pass.clone(), line: rule.line, source: Box::new(source) }.into()
+            }
+            other => other,
+        })?;
+        for (index, choice) in members.into_iter().zip(chosen) {
+            choices[index] = Some(choice);
+        }
+    }
+    Ok(choices.into_iter().flatten().collect())
+}
+
+/// Asks the layout: an encoding, or the fallback that keeps the tensor dense.
+fn accept(
+    inputs: Inputs<'_>,
+    target: &dyn Layout,
+    wish: &Wish<'_>,
+    choice: Choice,
+) -> Result<std::result::Result<Encode, Fallback>> {
+    let rule = &inputs.recipe.passes[wish.rule];
+    let spec = wish.spec(&choice);
+    let cannot = |message: String| PlanError::LayoutCannot {
+        layout: target.name().as_str().into(),
+        tensor: wish.tensor.name.clone(),
+        codec: spec.codec.name(),
+        line: rule.line,
+        message,
+    };
+    let is_embedding = matches!(wish.mapped.role, Role::Embedding | Role::OtherEmbedding(_));
+    if is_embedding && target.name() != LayoutName::Bantam {
+        return Err(cannot("runtimes read embeddings dense in this layout".into()).into());
+    }
+    match target.accepts(&spec) {
+        Ok(()) => Ok(Ok(Encode {
+            pass_matrix: wish.matrix.clone(),
+            pass: rule.pass.clone(),
+            settings: wish.settings.clone(),
+            matrix: spec,
+            choice,
+        })),
+        Err(Refusal::Shape(message)) => Ok(Err(Fallback {
+            kind: "kept-dense".into(),
+            tensor: wish.tensor.name.clone(),
+            count: 1,
+            message: format!("`{}` is kept dense: {message}", wish.tensor.name),
+        })),
+        Err(Refusal::Format(message)) => Err(cannot(message).into()),
+    }
+}
+
+/// Takes the matrices with non-finite weights out of the encodings.
+fn keep_non_finite(
+    inputs: Inputs<'_>,
+    encodes: &mut BTreeMap<&str, Encode>,
+    fallbacks: &mut Vec<Fallback>,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    notes.push("all weights were read to plan: tensors with non-finite weights are kept as they are".into());
+    for tensor in inputs.source.tensors() {
+        if !tensor.is_plain() || !is_float(tensor.dtype) {
+            continue;
+        }
+        let checkpoint = inputs.source.checkpoint();
+        let Some(entry) = checkpoint.tensor(&tensor.name) else { continue };
+        let report = scan_non_finite(entry.dtype, checkpoint.bytes(entry));
+        checkpoint.release(entry, 0..usize::try_from(entry.bytes).unwrap_or(usize::MAX));
+        if let Some(report) = report {
+            encodes.remove(tensor.name.as_str());
+            fallbacks.push(Fallback {
+                kind: "non-finite-kept".into(),
+                tensor: tensor.name.clone(),
+                count: report.count,
+                message: format!(
+                    "`{}` is kept as it is: {} non-finite weights, the first at index {}",
+                    tensor.name, report.count, report.first_index
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn assemble(
+    inputs: Inputs<'_>,
+    target: &dyn Layout,
+    mut encodes: BTreeMap<&str, Encode>,
+    fallbacks: Vec<Fallback>,
+    mut notes: Vec<String>,
+    options: &Options,
+) -> Result<Plan> {
+    let recipe = inputs.recipe;
+    let checkpoint = inputs.source.checkpoint();
+    let mut tensors: Vec<&LogicalTensor> = inputs.source.tensors().iter().collect();
+    tensors.sort_by_cached_key(|tensor| natural_key(&tensor.name));
+    let mut units = Vec::with_capacity(tensors.len());
+    let mut specs = Vec::with_capacity(tensors.len());
+    let mut matrices = Vec::new();
+    let mut dense_modules = Vec::new();
+    for tensor in tensors {
+        let mapped = inputs.model.tensor(&tensor.name);
+        let plain = || vec![TensorSpec { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone() }];
+        let (action, outputs) = match encodes.remove(tensor.name.as_str()) {
+            Some(encode) => {
+                let outputs = target.tensors(&encode.matrix);
+                matrices.push(encode.matrix.clone());
+                (Action::Encode(Box::new(encode)), outputs)
+            }
+            None if !tensor.is_plain() => (Action::Decode, plain()),
+            None => (Action::Copy, plain()),
+        };
+        if !matches!(action, Action::Encode(_)) {
+            dense_modules.extend(dense_module(tensor, mapped));
+        }
+        units.push(Unit {
+            name: tensor.name.clone(),
+            role: mapped.map_or_else(|| "other".into(), |mapped| mapped.role.to_string()),
+            shape: tensor.shape.clone(),
+            weights: tensor.shape.iter().map(|&length| length as u64).product(),
+            parts: tensor.parts.clone(),
+            source_bytes: tensor.stored_bytes,
+            coded_source: !tensor.is_plain(),
+            action,
+            outputs: Vec::new(),
+        });
+        specs.push(outputs);
+    }
+    dense_modules.extend(inputs.model.head_module.clone().filter(|head| {
+        !dense_modules.contains(head) && !matrices.iter().any(|matrix| matrix.module() == head.as_str())
+    }));
+    if let Err(Refusal::Format(message) | Refusal::Shape(message)) = target.accepts_together(&matrices) {
+        return Err(PlanError::Together { layout: target.name().as_str().into(), message }.into());
+    }
+    let files = shards::place(&mut units, specs, recipe.artifact.shard_size)?;
+    let quantization_config = target.quantization_config(&matrices, &dense_modules);
+    if quantization_config.is_some() && checkpoint.config().is_none() && target.name() != LayoutName::Bantam {
+        let (layout, model) = (target.name().as_str().into(), recipe.model.clone());
+        return Err(PlanError::NoConfig { layout, model }.into());
+    }
+    let decoded = units.iter().filter(|unit| matches!(unit.action, Action::Decode)).count();
+    if decoded > 0 {
+        notes.push(format!("{decoded} compressed tensors of the source are written dense: no rule encodes them"));
+    }
+    let extra_files = target.extra_files(&matrices, &dense_modules);
+    let small_files = small_files::small_files(checkpoint, quantization_config.as_ref(), extra_files, &units, &files)?;
+    let stored = checkpoint.tensors().len() + units.iter().map(|unit| unit.outputs.len()).sum::<usize>();
+    let memory: MemoryPlan = memory::schedule(&units, target, stored, options)?;
+    let mut plan = Plan {
+        model: recipe.model.clone(),
+        out: recipe.artifact.out.clone(),
+        layout: target.name(),
+        architecture: inputs.model.architecture.clone(),
+        non_finite: recipe.non_finite,
+        recipe: recipe.resolved(),
+        units,
+        files,
+        small_files,
+        source_bytes: checkpoint.files().iter().map(|file| file.bytes).sum(),
+        fallbacks,
+        notes,
+        memory,
+        digest: String::new(),
+    };
+    plan.digest = digest(&plan);
+    Ok(plan)
+}
+
+/// The module that layouts must name as dense: every other matrix that a runtime may hold as a linear layer.
+fn dense_module(tensor: &LogicalTensor, mapped: Option<&MappedTensor>) -> Option<String> {
+    let module = tensor.name.strip_suffix(".weight")?;
+    let embedding = mapped.is_some_and(|mapped| matches!(mapped.role, Role::Embedding | Role::OtherEmbedding(_)));
+    (tensor.shape.len() == 2 && !embedding).then(|| module.to_owned())
+}
+
+/// A key that sorts `layers.2` before `layers.10`.
+fn natural_key(name: &str) -> Vec<(u64, String)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (text, after) = rest.split_at(text_end);
+        let digits_end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+        let (digits, after) = after.split_at(digits_end);
+        // Numbers beyond u64 sort last among themselves by their text.
+        key.push((0, text.to_owned()));
+        key.push((digits.parse().unwrap_or(u64::MAX), digits.to_owned()));
+        rest = after;
+    }
+    key
+}
+
+/// BLAKE3 over the plan's decisions: with the same digest, the same source gives the same bytes.
+fn digest(plan: &Plan) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    add(env!("CARGO_PKG_VERSION"));
+    add(&plan.recipe.to_string());
+    for unit in &plan.units {
+        add(&unit.name);
+        add(unit.action.name());
+        add(&unit.codec_name());
+        for part in &unit.parts {
+            add(part);
+        }
+    }
+    for file in &plan.files {
+        add(&file.name);
+        hasher_bytes(&mut add, &file.header);
+    }
+    for file in &plan.small_files {
+        add(&file.name);
+        if let super::SmallContent::Bytes(bytes) = &file.content {
+            hasher_bytes(&mut add, bytes);
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn hasher_bytes(add: &mut impl FnMut(&str), bytes: &[u8]) {
+    add(&blake3::hash(bytes).to_hex());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::natural_key;
+
+    #[test]
+    fn numbers_sort_as_numbers() {
+        let mut names = ["a.10.w", "a.9.w", "a.w", "b.1", "a.9.v", "a.99999999999999999999999.w"];
+        names.sort_by_cached_key(|name| natural_key(name));
+        assert_eq!(names, ["a.9.v", "a.9.w", "a.10.w", "a.99999999999999999999999.w", "a.w", "b.1"]);
+    }
+}

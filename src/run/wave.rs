@@ -1,0 +1,429 @@
+//! Does one wave: reads, hashes, encodes, measures, writes. The only place where workers share anything.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use rayon::prelude::*;
+
+use super::{RunError, journal::Record, staging::Staging};
+use crate::{
+    Result,
+    checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite},
+    codec::{CodecError, MatrixParameters, RowSource},
+    evaluate::{ErrorSums, measure},
+    layout::{Layout, LogicalCheckpoint, Piece},
+    manifest::ContentHash,
+    passes::MatrixEncoder,
+    plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit, stripe_rows},
+};
+
+/// What all workers read.
+pub(super) struct Context<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) source: &'a LogicalCheckpoint,
+    pub(super) layout: &'a dyn Layout,
+    pub(super) staging: &'a Staging,
+    pub(super) deny_fallbacks: bool,
+}
+
+/// A unit between its first slab and its last.
+pub(super) struct UnitState<'a> {
+    inputs: Vec<blake3::Hasher>,
+    outputs: Vec<blake3::Hasher>,
+    /// Bytes of each output written so far.
+    written: Vec<u64>,
+    /// Whole tensors, for layouts whose pieces interleave; empty otherwise.
+    buffers: Vec<Vec<u8>>,
+    sums: ErrorSums,
+    deviations: BTreeMap<String, u64>,
+    work: Work<'a>,
+}
+
+enum Work<'a> {
+    Copy,
+    Decode { rows: Box<dyn RowSource + 'a> },
+    Encode { rows: Box<dyn RowSource + 'a>, encoder: Box<dyn MatrixEncoder>, parameters: MatrixParameters },
+}
+
+/// One task of a wave; results are joined in this order.
+enum Task {
+    /// Hash the slab's share of the source.
+    Hash { slab: usize },
+    /// Copy a chunk.
+    Chunk { slab: usize, range: Range<u64> },
+    /// Encode or decode a stripe.
+    Stripe { slab: usize, first_row: usize, rows: usize },
+}
+
+enum Done {
+    Hash { slab: usize, inputs: Vec<blake3::Hasher> },
+    Chunk,
+    Stripe { slab: usize, pieces: Vec<Piece>, sums: ErrorSums, deviations: BTreeMap<&'static str, u64> },
+}
+
+/// Lets the disk begin with what the next wave will read.
+pub(super) fn announce(context: &Context<'_>, wave: &[Slab]) {
+    for slab in wave {
+        let unit = &context.plan.units[slab.unit];
+        let whole = || 0..usize::try_from(unit.source_bytes).unwrap_or(usize::MAX);
+        for entry in entries(context, unit) {
+            let range = contiguous(unit, slab).unwrap_or_else(whole);
+            context.source.checkpoint().announce(entry, range.start..range.end.min(entry.bytes as usize));
+        }
+    }
+}
+
+/// Does the slabs of `wave`; returns the records of the units that are complete with it.
+pub(super) fn run<'a>(
+    context: &Context<'a>,
+    wave: &[Slab],
+    open: &mut BTreeMap<usize, UnitState<'a>>,
+) -> Result<Vec<Record>> {
+    let begun: Vec<(usize, Result<UnitState<'a>>)> = wave
+        .par_iter()
+        .filter(|slab| slab.range.start == 0)
+        .map(|slab| (slab.unit, begin(context, &context.plan.units[slab.unit])))
+        .collect();
+    for (unit, state) in begun {
+        open.insert(unit, state?);
+    }
+    let tasks = tasks(context, wave);
+    let done: Vec<Result<Done>> = tasks.par_iter().map(|task| perform(context, wave, open, task)).collect();
+    let mut stripes: Vec<Vec<Piece>> = wave.iter().map(|_| Vec::new()).collect();
+    for result in done {
+        match result? {
+            Done::Chunk => {}
+            Done::Hash { slab, inputs } => {
+                if let Some(state) = open.get_mut(&wave[slab].unit) {
+                    state.inputs = inputs;
+                }
+            }
+            Done::Stripe { slab, pieces, sums, deviations } => {
+                if let Some(state) = open.get_mut(&wave[slab].unit) {
+                    state.sums.merge(&sums);
+                    for (kind, count) in deviations {
+                        *state.deviations.entry(kind.to_owned()).or_default() += count;
+                    }
+                }
+                stripes[slab].extend(pieces);
+            }
+        }
+    }
+    let states: Vec<(usize, UnitState<'a>)> =
+        wave.iter().filter_map(|slab| Some((slab.unit, open.remove(&slab.unit)?))).collect();
+    let written: Vec<Result<(UnitState<'a>, Option<Record>)>> = states
+        .into_par_iter()
+        .zip(wave.par_iter().zip(stripes))
+        .map(|((_, state), (slab, pieces))| finish_slab(context, slab, state, pieces))
+        .collect();
+    let mut records = Vec::new();
+    for (slab, result) in wave.iter().zip(written) {
+        let (state, record) = result?;
+        match record {
+            Some(record) => records.push(record),
+            None => {
+                open.insert(slab.unit, state);
+            }
+        }
+    }
+    Ok(records)
+}
+
+fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
+    let work = match &unit.action {
+        Action::Copy => Work::Copy,
+        Action::Decode => Work::Decode { rows: context.source.rows(&unit.name, false)? },
+        Action::Encode(encode) => {
+            let rows = context.source.rows(&unit.name, encode.matrix.transposed)?;
+            let encoder = encode.settings.encoder(&encode.pass_matrix, &encode.choice);
+            let parameters =
+                encoder.prepare(&Released(rows.as_ref())).map_err(|error| encoding_error(context, unit, error))?;
+            Work::Encode { rows, encoder, parameters }
+        }
+    };
+    Ok(UnitState {
+        inputs: unit.parts.iter().map(|_| blake3::Hasher::new()).collect(),
+        outputs: unit.outputs.iter().map(|_| blake3::Hasher::new()).collect(),
+        written: vec![0; unit.outputs.len()],
+        buffers: Vec::new(),
+        sums: ErrorSums::default(),
+        deviations: BTreeMap::new(),
+        work,
+    })
+}
+
+/// Gives pages back behind a reader that goes through the whole matrix once.
+struct Released<'a>(&'a dyn RowSource);
+
+impl RowSource for Released<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn columns(&self) -> usize {
+        self.0.columns()
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) -> std::result::Result<(), CodecError> {
+        self.0.read_rows(first_row, out)?;
+        self.0.release_rows(first_row..first_row + out.len() / self.columns().max(1));
+        Ok(())
+    }
+}
+
+fn tasks(context: &Context<'_>, wave: &[Slab]) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for (index, slab) in wave.iter().enumerate() {
+        let unit = &context.plan.units[slab.unit];
+        tasks.push(Task::Hash { slab: index });
+        if matches!(unit.action, Action::Copy) {
+            let mut at = slab.range.start;
+            while at < slab.range.end {
+                let end = (at + COPY_CHUNK_BYTES).min(slab.range.end);
+                tasks.push(Task::Chunk { slab: index, range: at..end });
+                at = end;
+            }
+            continue;
+        }
+        let columns = unit.columns();
+        let (mut at, end) = (slab.range.start as usize, slab.range.end as usize);
+        while at < end {
+            let rows = stripe_rows(columns).min(end - at);
+            tasks.push(Task::Stripe { slab: index, first_row: at, rows });
+            at += rows;
+        }
+    }
+    tasks
+}
+
+fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitState<'_>>, task: &Task) -> Result<Done> {
+    let (Task::Hash { slab } | Task::Chunk { slab, .. } | Task::Stripe { slab, .. }) = task;
+    let unit = &context.plan.units[wave[*slab].unit];
+    let state = &open[&wave[*slab].unit];
+    match task {
+        Task::Hash { slab } => Ok(Done::Hash { slab: *slab, inputs: hash_inputs(context, unit, &wave[*slab], state) }),
+        Task::Chunk { range, .. } => copy_chunk(context, unit, range).map(|()| Done::Chunk),
+        Task::Stripe { slab, first_row, rows } => match &state.work {
+            Work::Encode { rows: source, encoder, parameters } => {
+                let Action::Encode(encode) = &unit.action else { unreachable!("begun as an encoding") };
+                encode_stripe(context, unit, encode, source.as_ref(), encoder.as_ref(), parameters, *first_row, *rows)
+                    .map(|(pieces, sums, deviations)| Done::Stripe { slab: *slab, pieces, sums, deviations })
+            }
+            Work::Decode { rows: source } => decode_stripe(unit, source.as_ref(), *first_row, *rows)
+                .map(|(pieces, sums)| Done::Stripe { slab: *slab, pieces, sums, deviations: BTreeMap::new() }),
+            Work::Copy => unreachable!("copies have chunks"),
+        },
+    }
+}
+
+fn entries<'a>(context: &Context<'a>, unit: &Unit) -> Vec<&'a TensorEntry> {
+    // The plan took the names from this checkpoint.
+    unit.parts.iter().filter_map(|part| context.source.checkpoint().tensor(part)).collect()
+}
+
+/// The bytes of the unit's single part that a slab covers; `None` where rows are not contiguous bytes.
+fn contiguous(unit: &Unit, slab: &Slab) -> Option<Range<usize>> {
+    if !unit.rows_are_contiguous() {
+        return None;
+    }
+    let per_row = unit.source_bytes / unit.extent().max(1);
+    Some((slab.range.start * per_row) as usize..(slab.range.end * per_row) as usize)
+}
+
+fn hash_inputs(context: &Context<'_>, unit: &Unit, slab: &Slab, state: &UnitState<'_>) -> Vec<blake3::Hasher> {
+    let mut inputs = state.inputs.clone();
+    let checkpoint = context.source.checkpoint();
+    let entries = entries(context, unit);
+    match contiguous(unit, slab) {
+        Some(range) => {
+            if let (Some(hasher), Some(entry)) = (inputs.first_mut(), entries.first()) {
+                hasher.update(&checkpoint.bytes(entry)[range]);
+            }
+        }
+        // Scattered rows: the parts are hashed whole, once, when the unit begins.
+        None if slab.range.start == 0 => {
+            for (hasher, entry) in inputs.iter_mut().zip(entries) {
+                hasher.update(checkpoint.bytes(entry));
+            }
+        }
+        None => {}
+    }
+    inputs
+}
+
+fn copy_chunk(context: &Context<'_>, unit: &Unit, range: &Range<u64>) -> Result<()> {
+    let checkpoint = context.source.checkpoint();
+    let Some(entry) = entries(context, unit).first().copied() else { return Ok(()) };
+    let bytes = &checkpoint.bytes(entry)[range.start as usize..range.end as usize];
+    if is_float(entry.dtype) && scan_non_finite(entry.dtype, bytes).is_some() {
+        refuse_or_keep(context, unit)?;
+    }
+    let output = &unit.outputs[0];
+    context.staging.write(context.plan, output.file, output.offset + range.start, bytes)?;
+    Ok(())
+}
+
+/// A copied tensor has non-finite weights: an error, unless the plan keeps such tensors.
+fn refuse_or_keep(context: &Context<'_>, unit: &Unit) -> Result<()> {
+    if context.plan.fallbacks.iter().any(|fallback| fallback.kind == "non-finite-kept" && fallback.tensor == unit.name)
+    {
+        return Ok(());
+    }
+    Err(non_finite(context, unit).into())
+}
+
+/// The full report of a tensor's non-finite weights.
+fn non_finite(context: &Context<'_>, unit: &Unit) -> RunError {
+    let checkpoint = context.source.checkpoint();
+    let report = entries(context, unit).first().and_then(|entry| scan_non_finite(entry.dtype, checkpoint.bytes(entry)));
+    let (count, first_index) = report.map_or((0, 0), |report| (report.count, report.first_index));
+    RunError::NonFinite { tensor: unit.name.clone(), count, first_index }
+}
+
+fn encoding_error(context: &Context<'_>, unit: &Unit, error: CodecError) -> crate::Error {
+    match error {
+        CodecError::NonFinite { .. } if unit.parts.len() == 1 => non_finite(context, unit).into(),
+        source => RunError::Codec { tensor: unit.name.clone(), source }.into(),
+    }
+}
+
+type Stripe = (Vec<Piece>, ErrorSums, BTreeMap<&'static str, u64>);
+
+#[expect(clippy::too_many_arguments, reason = "everything one stripe needs, from four owners")]
+fn encode_stripe(
+    context: &Context<'_>,
+    unit: &Unit,
+    encode: &Encode,
+    source: &dyn RowSource,
+    encoder: &dyn MatrixEncoder,
+    parameters: &MatrixParameters,
+    first_row: usize,
+    rows: usize,
+) -> Result<Stripe> {
+    let coded =
+        encoder.encode(source, parameters, first_row, rows).map_err(|error| encoding_error(context, unit, error))?;
+    if context.deny_fallbacks
+        && let Some((kind, count)) = coded.deviations.iter().next()
+    {
+        let (tensor, kind, count) = (unit.name.clone(), (*kind).to_owned(), *count);
+        return Err(RunError::FallbackDenied { tensor, kind, count }.into());
+    }
+    let sums = measure(source, &coded.rows, &encode.matrix.codec, parameters)
+        .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
+    let mut pieces = context.layout.pack(&encode.matrix, &coded.rows);
+    if first_row == 0 {
+        pieces.extend(context.layout.pack_parameters(&encode.matrix, parameters));
+    }
+    Ok((pieces, sums, coded.deviations))
+}
+
+fn decode_stripe(
+    unit: &Unit,
+    source: &dyn RowSource,
+    first_row: usize,
+    rows: usize,
+) -> Result<(Vec<Piece>, ErrorSums)> {
+    let columns = source.columns();
+    let mut values = vec![0.0; rows * columns];
+    source.read_rows(first_row, &mut values).map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
+    let dtype = unit.outputs[0].spec.dtype;
+    let mut bytes = Vec::new();
+    encode_from_f32(dtype, &values, &mut bytes);
+    let offset = (first_row * columns * crate::checkpoint::bits_of(dtype) / 8) as u64;
+    let run = bytes.len();
+    Ok((vec![Piece { tensor: 0, offset, run, stride: run as u64, bytes }], ErrorSums::default()))
+}
+
+/// Writes a slab's pieces, moves the hashes on, gives the source's pages back; a record when the unit is complete.
+fn finish_slab<'a>(
+    context: &Context<'a>,
+    slab: &Slab,
+    mut state: UnitState<'a>,
+    pieces: Vec<Piece>,
+) -> Result<(UnitState<'a>, Option<Record>)> {
+    let unit = &context.plan.units[slab.unit];
+    let complete = slab.range.end >= unit.extent();
+    write_pieces(context, unit, &mut state, pieces)?;
+    if complete {
+        require_complete(unit, &state)?;
+        flush_buffers(context, unit, &mut state)?;
+    }
+    release(context, unit, slab, complete);
+    if !complete {
+        return Ok((state, None));
+    }
+    let hash = |hasher: &blake3::Hasher| ContentHash::from(hasher.finalize());
+    let inputs: Vec<ContentHash> = state.inputs.iter().map(hash).collect();
+    let outputs =
+        if matches!(state.work, Work::Copy) { inputs.clone() } else { state.outputs.iter().map(hash).collect() };
+    let error = matches!(unit.action, Action::Encode(_)).then(|| state.sums.figures());
+    let record = Record { unit: slab.unit, inputs, outputs, error, deviations: std::mem::take(&mut state.deviations) };
+    Ok((state, Some(record)))
+}
+
+/// Contiguous pieces arrive in order and are hashed and written as they come; interleaved ones are gathered.
+fn write_pieces(context: &Context<'_>, unit: &Unit, state: &mut UnitState<'_>, pieces: Vec<Piece>) -> Result<()> {
+    for piece in pieces {
+        let output = &unit.outputs[piece.tensor];
+        let before = state.written[piece.tensor];
+        state.written[piece.tensor] = before + piece.bytes.len() as u64;
+        if context.layout.interleaves() && matches!(unit.action, Action::Encode(_)) {
+            if state.buffers.is_empty() {
+                state.buffers = unit.outputs.iter().map(|output| vec![0; output.spec.bytes() as usize]).collect();
+            }
+            piece.scatter(&mut state.buffers[piece.tensor]);
+            continue;
+        }
+        if piece.run != piece.bytes.len() || piece.offset != before {
+            let message = format!("`{}` was packed out of order at byte {}", output.spec.name, piece.offset);
+            return Err(RunError::Defect { tensor: unit.name.clone(), message }.into());
+        }
+        state.outputs[piece.tensor].update(&piece.bytes);
+        context.staging.write(context.plan, output.file, output.offset + piece.offset, &piece.bytes)?;
+    }
+    Ok(())
+}
+
+/// Every planned byte must have been written.
+fn require_complete(unit: &Unit, state: &UnitState<'_>) -> Result<()> {
+    if matches!(state.work, Work::Copy) {
+        return Ok(());
+    }
+    for (output, &written) in unit.outputs.iter().zip(&state.written) {
+        if written != output.spec.bytes() {
+            let message = format!(
+                "`{}` was planned with {} bytes and packed into {written}",
+                output.spec.name,
+                output.spec.bytes()
+            );
+            return Err(RunError::Defect { tensor: unit.name.clone(), message }.into());
+        }
+    }
+    Ok(())
+}
+
+fn flush_buffers(context: &Context<'_>, unit: &Unit, state: &mut UnitState<'_>) -> Result<()> {
+    for ((output, buffer), hasher) in
+        unit.outputs.iter().zip(std::mem::take(&mut state.buffers)).zip(&mut state.outputs)
+    {
+        hasher.update(&buffer);
+        context.staging.write(context.plan, output.file, output.offset, &buffer)?;
+    }
+    Ok(())
+}
+
+fn release(context: &Context<'_>, unit: &Unit, slab: &Slab, complete: bool) {
+    let checkpoint = context.source.checkpoint();
+    match contiguous(unit, slab) {
+        Some(range) => {
+            if let Some(entry) = entries(context, unit).first() {
+                checkpoint.release(entry, range);
+            }
+        }
+        None if complete => {
+            for entry in entries(context, unit) {
+                checkpoint.release(entry, 0..entry.bytes as usize);
+            }
+        }
+        None => {}
+    }
+}
