@@ -67,11 +67,11 @@ impl Recipe {
         let mut skipped: usize = 0;
         let mut taken = Vec::new();
         for (index, tensor) in model.tensors.iter().enumerate() {
-            let Some(named) = rule.selects(tensor) else { continue };
+            let Some(meant) = rule.selects(tensor) else { continue };
             selected += 1;
             if rule.skips(tensor) {
                 skipped += 1;
-            } else if is_taken(tensor, named) {
+            } else if is_taken(tensor, meant) {
                 taken.push(index);
             }
         }
@@ -175,11 +175,10 @@ impl Recipe {
 }
 
 impl PassRule {
-    /// Whether `select` takes a tensor, and if so, whether by its exact name.
-    fn selects(&self, tensor: &MappedTensor) -> Option<bool> {
-        let mut matching = self.choices.select.iter().filter(|selector| selector.value.matches(tensor)).peekable();
-        matching.peek()?;
-        Some(matching.any(|selector| selector.value.is_name()))
+    /// Whether `select` takes a tensor, and if so, how it was meant.
+    fn selects(&self, tensor: &MappedTensor) -> Option<Meant> {
+        let matching = self.choices.select.iter().filter(|selector| selector.value.matches(tensor));
+        matching.map(|selector| Meant::by(&selector.value, tensor)).max()
     }
 
     /// Whether `skip` takes it away. The pass's own default does not take away what `select` asks for by the same role
@@ -203,11 +202,38 @@ impl Choices {
     }
 }
 
-/// Whether a pass can take a selected tensor: matrices, embeddings, and what the recipe calls by its own name. So a glob
-/// over a block takes its matrices and leaves its norms alone.
-fn is_taken(tensor: &MappedTensor, named: bool) -> bool {
-    let embedding = matches!(tensor.role, Role::Embedding | Role::OtherEmbedding(_));
-    tensor.matrix.is_some() || embedding || (named && tensor.role == Role::Other)
+/// How a selector meant a tensor, the least particular first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Meant {
+    Role,
+    Pattern,
+    ItsName,
+}
+
+impl Meant {
+    fn by(selector: &Selector, tensor: &MappedTensor) -> Self {
+        if selector.is_role() {
+            Self::Role
+        } else if selector.as_str() == tensor.name {
+            Self::ItsName
+        } else {
+            Self::Pattern
+        }
+    }
+}
+
+/// Whether a pass can take a selected tensor: matrices, embeddings, and outside of the language model what is called by
+/// its name or looks like the weight of a linear. So a glob over a block leaves its norms and biases alone.
+fn is_taken(tensor: &MappedTensor, meant: Meant) -> bool {
+    match (&tensor.role, meant) {
+        _ if tensor.matrix.is_some() => true,
+        (Role::Embedding | Role::OtherEmbedding(_), _) | (Role::Other, Meant::ItsName) => true,
+        (Role::Other, Meant::Pattern) => {
+            let other = |word: &str| word.contains("norm") || word.contains("embed") || word.starts_with("ln_");
+            tensor.name.ends_with(".weight") && !tensor.name.to_lowercase().split('.').any(other)
+        }
+        _ => false,
+    }
 }
 
 fn optional_help(choices: &Choices, selected: usize) -> Option<String> {

@@ -144,9 +144,13 @@ impl Selector {
         }
     }
 
+    pub(super) fn is_role(&self) -> bool {
+        matches!(self.matcher, Matcher::Role(_))
+    }
+
     /// Whether it names what `other` is about by the same role or a part of it (`attention.key` for `attention`).
     pub(super) fn names_role(&self, other: &Self) -> bool {
-        matches!(self.matcher, Matcher::Role(_))
+        self.is_role()
             && self.text.strip_prefix(&other.text).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 }

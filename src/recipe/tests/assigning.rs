@@ -57,8 +57,24 @@ fn a_glob_over_a_block_leaves_its_norms_alone() {
 fn embeddings_and_other_tensors_are_taken_when_asked_for() {
     let rules = "[[pass]]\nuse = \"rtn\"\nselect = [\"embedding\"]";
     assert_eq!(assigned(&recipe(rules), &llama()).len(), 1);
-    let rules = "[[pass]]\nuse = \"rtn\"\nselect = [\"visual.patch\"]";
-    assert_eq!(assigned(&recipe(rules), &mixture()).len(), 1);
+}
+
+#[test]
+fn outside_of_the_language_model_patterns_take_weights_of_linears_and_names_take_all() {
+    let names = ["visual.0.qkv.weight", "visual.0.qkv.bias", "visual.0.norm1.weight", "visual.patch_embed.proj.weight"];
+    let tower = model(names.map(|name| tensor(name, Role::Other)).into());
+    let taken = |select: &str| {
+        let names = assigned(&recipe(&format!("[[pass]]\nuse = \"rtn\"\nselect = [\"{select}\"]")), &tower);
+        names.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+    };
+    for pattern in ["visual.*", "/^visual/", "visual"] {
+        assert_eq!(taken(pattern), ["visual.0.qkv.weight"], "{pattern}");
+    }
+    assert_eq!(taken("visual.patch_embed.proj.weight"), ["visual.patch_embed.proj.weight"]);
+    assert_eq!(
+        failure("[[pass]]\nuse = \"rtn\"\nselect = [\"other\"]", &tower)[0].message,
+        "this rule of pass `rtn` selects no matrix"
+    );
 }
 
 #[test]
