@@ -236,13 +236,17 @@ impl MatrixEncoder for Encoder {
             None => (self.grid.clone(), None),
         };
         let mut scratch = Scratch::default();
-        let mut weights = vec![0.0; self.tile().0.min(rows) * self.columns];
-        for first in (first_row..first_row + rows).step_by(self.tile().0) {
-            let height = self.tile().0.min(first_row + rows - first);
-            let weights = &mut weights[..height * self.columns];
+        let height = self.tile().0;
+        let at_once = height * source.rows_at_once().div_ceil(height).max(1);
+        let mut weights = vec![0.0; at_once.min(rows) * self.columns];
+        for first in (first_row..first_row + rows).step_by(at_once) {
+            let weights = &mut weights[..at_once.min(first_row + rows - first) * self.columns];
             source.read_rows(first, weights)?;
-            let tile = Tile { first_row: first, weights, outliers: parameters.outliers.as_ref() };
-            self.encode_tile(&grid, tensor.as_ref(), &tile, &mut scratch, &mut stripe)?;
+            for (index, weights) in weights.chunks(height * self.columns).enumerate() {
+                let outliers = parameters.outliers.as_ref();
+                let tile = Tile { first_row: first + index * height, weights, outliers };
+                self.encode_tile(&grid, tensor.as_ref(), &tile, &mut scratch, &mut stripe)?;
+            }
         }
         Ok(stripe.finish(first_row, rows, self.columns))
     }

@@ -16,6 +16,10 @@ use crate::{
     },
 };
 
+/// Smallest normal F16.
+const F16_NORMAL: f32 = 6.103_515_6e-5;
+/// Smallest normal E4M3.
+const E4M3_NORMAL: f32 = 0.015_625;
 /// Largest global scale of NVFP4: that of a matrix of which no weight is beyond F32's subnormals.
 const LARGEST_GLOBAL: f32 = 1.0e38;
 
@@ -123,6 +127,28 @@ impl Grid {
 
     /// A group with the stored scale nearest to `step`, the weight that level 1 is to stand for.
     pub fn group(&self, step: f32, zero: f32) -> GroupScale {
+        self.usual_group(step, zero).unwrap_or_else(|| self.extreme_group(step, zero))
+    }
+
+    /// The same, fast, for scales well within the storage type: nothing is clamped there.
+    fn usual_group(&self, step: f32, zero: f32) -> Option<GroupScale> {
+        let within = |value: f32, smallest: f32, largest: f32| value >= smallest && value <= largest;
+        if !within(step, f32::MIN_POSITIVE, self.largest_scale / 2.0) {
+            return None;
+        }
+        let scale = match self.scale {
+            ScaleFormat::F32 => step,
+            ScaleFormat::BF16 => kernels::to_mantissa(step, 7),
+            ScaleFormat::F16 if within(step, F16_NORMAL, 32768.0) => kernels::to_mantissa(step, 10),
+            ScaleFormat::E4M3OverGlobal if within(step * self.global, E4M3_NORMAL, E4M3_MAX) => {
+                kernels::to_mantissa(step * self.global, 3)
+            }
+            _ => return None,
+        };
+        Some(GroupScale { scale, zero, scale_clamped: false, zero_clamped: false })
+    }
+
+    fn extreme_group(&self, step: f32, zero: f32) -> GroupScale {
         let wanted = step.min(self.largest_scale);
         let scale = match self.scale {
             ScaleFormat::E8M0 | ScaleFormat::F16 => self.rounded(wanted),
@@ -149,7 +175,7 @@ impl Grid {
 
     /// The group with a scale and zero point that have been stored before.
     pub fn stored(&self, scale: f32, zero: Option<f32>) -> GroupScale {
-        GroupScale { scale, zero: zero.unwrap_or_else(|| self.implied_zero), scale_clamped: false, zero_clamped: false }
+        GroupScale { scale, zero: zero.unwrap_or(self.implied_zero), scale_clamped: false, zero_clamped: false }
     }
 
     /// The group of all-zero weights: the same scale that compressed-tensors' writer gives.

@@ -8,7 +8,7 @@
 use super::{
     grid::{Grid, GroupScale},
     kernels::Extent,
-    power::{HalfQuadratic, power_0_7},
+    power::{self, HalfQuadratic, power_0_7},
 };
 use crate::codec::ZeroPoint;
 
@@ -27,28 +27,29 @@ pub fn half_quadratic(weights: &[f32], grid: &Grid, extent: Extent) -> GroupScal
     }
     // One unit for all candidates, so that objectives compare.
     let unit = grid.step(&start);
-    let mut best = optimised(weights, grid, start, unit).group;
+    let mut best = optimised(weights, grid, start, unit);
     if grid.zero_point() == ZeroPoint::Float {
-        let tight = optimised(weights, grid, tight_start(grid, extent), unit).group;
-        if objective(weights, grid, &tight, unit) < objective(weights, grid, &best, unit) {
+        let tight = optimised(weights, grid, tight_start(grid, extent), unit);
+        if tight.objective < best.objective {
             best = tight;
         }
     }
     // The search multiplies by a reciprocal; what is kept is decided by what is stored.
-    if objective(weights, grid, &best, unit) < objective(weights, grid, &start, unit) { best } else { start }
+    if objective(weights, grid, &best.group, unit) < objective(weights, grid, &start, unit) {
+        best.group
+    } else {
+        start
+    }
 }
 
 /// Σ|w − ŵ|^0.7 of what is stored, errors relative to `unit`.
 pub fn objective(weights: &[f32], grid: &Grid, group: &GroupScale, unit: f32) -> f64 {
-    let mut codes = [0; 64];
-    let mut total = 0.0;
-    for weights in weights.chunks(codes.len()) {
+    let mut codes = [0; 256];
+    let of = |weights: &[f32]| {
         grid.encode(weights, group, &mut codes);
-        for (weight, code) in weights.iter().zip(codes) {
-            total += f64::from(power_0_7((weight - grid.decode(code, group)) / unit));
-        }
-    }
-    total
+        power::objective(weights, &codes, group.zero, grid.step(group), 1.0 / unit)
+    };
+    weights.chunks(256).map(of).sum()
 }
 
 /// From the true extremes, whether zero lies between them or not.

@@ -50,7 +50,7 @@ fn to_integer(x: f32, low: f32, high: f32) -> f32 {
 
 /// Rounds the magnitude to `kept` bits of mantissa by integer arithmetic: exact where the result is normal.
 #[inline(always)]
-fn to_mantissa(x: f32, kept: u32) -> f32 {
+pub fn to_mantissa(x: f32, kept: u32) -> f32 {
     let dropped = 23 - kept;
     let bits = x.to_bits();
     let half = (1 << (dropped - 1)) - 1 + ((bits >> dropped) & 1);

@@ -102,6 +102,28 @@ pub fn half_quadratic(weights: &[f32], inverse: f32, rounding: Rounding, beta: f
     sums
 }
 
+/// Σ |w − ŵ|^0.7 relative to a unit, where ŵ = (code − zero) · step.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2", "x86_64+sse4.1"))]
+pub fn objective(weights: &[f32], codes: &[u8], zero: f32, step: f32, over_unit: f32) -> f64 {
+    let term = |weight: f32, code: u8| power_0_7((weight - (f32::from(code) - zero) * step) * over_unit);
+    let mut total = 0.0;
+    for (weights, codes) in weights.chunks(BLOCK).zip(codes.chunks(BLOCK)) {
+        let mut lanes = [0.0_f32; LANES];
+        let ((weight_chunks, weight_rest), (code_chunks, code_rest)) =
+            (weights.as_chunks::<LANES>(), codes.as_chunks::<LANES>());
+        for (weights, codes) in weight_chunks.iter().zip(code_chunks) {
+            for lane in 0..LANES {
+                lanes[lane] += term(weights[lane], codes[lane]);
+            }
+        }
+        for (lane, (weight, code)) in weight_rest.iter().zip(code_rest).enumerate() {
+            lanes[lane] += term(*weight, *code);
+        }
+        total += lanes.into_iter().map(f64::from).sum::<f64>();
+    }
+    total
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,35 @@ use crate::{
     layout::STRIPE_ALIGNMENT,
 };
 
+/// Room for as many rows as are best read at once.
+fn buffer(source: &dyn RowSource) -> Vec<f32> {
+    vec![0.0; source.rows_at_once().clamp(1, STRIPE_ALIGNMENT) * source.columns()]
+}
+
+/// Hands out the rows of a stripe, then releases them.
+fn for_each_row(
+    source: &dyn RowSource,
+    stripe: usize,
+    buffer: &mut [f32],
+    mut step: impl FnMut(usize, &[f32]) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
+    let range = stripe * STRIPE_ALIGNMENT..source.rows().min((stripe + 1) * STRIPE_ALIGNMENT);
+    let columns = source.columns();
+    if columns == 0 {
+        return Ok(());
+    }
+    let at_once = buffer.len() / columns;
+    for first in range.clone().step_by(at_once) {
+        let rows = &mut buffer[..at_once.min(range.end - first) * columns];
+        source.read_rows(first, rows)?;
+        for (index, row) in rows.chunks(columns).enumerate() {
+            step(first + index, row)?;
+        }
+    }
+    source.release_rows(range);
+    Ok(())
+}
+
 /// Folds the rows of each stripe and returns the stripes' results in order. The rows are released afterwards.
 ///
 /// # Errors
@@ -16,22 +45,16 @@ pub fn fold<T: Send>(
     start: impl Fn() -> T + Sync,
     step: impl Fn(&mut T, usize, &[f32]) -> Result<(), CodecError> + Sync,
 ) -> Result<Vec<T>, CodecError> {
-    let (rows, columns) = (source.rows(), source.columns());
-    if columns == 0 {
+    if source.columns() == 0 {
         return Ok(Vec::new());
     }
-    let results: Vec<Result<T, CodecError>> = (0..rows.div_ceil(STRIPE_ALIGNMENT))
+    let results: Vec<Result<T, CodecError>> = (0..source.rows().div_ceil(STRIPE_ALIGNMENT))
         .into_par_iter()
         .map_init(
-            || vec![0.0; columns],
-            |row, stripe| {
-                let range = stripe * STRIPE_ALIGNMENT..rows.min((stripe + 1) * STRIPE_ALIGNMENT);
+            || buffer(source),
+            |buffer, stripe| {
                 let mut result = start();
-                for index in range.clone() {
-                    source.read_rows(index, row)?;
-                    step(&mut result, index, row)?;
-                }
-                source.release_rows(range);
+                for_each_row(source, stripe, buffer, |index, row| step(&mut result, index, row))?;
                 Ok(result)
             },
         )
@@ -48,23 +71,19 @@ pub fn count_bins(
     bins: usize,
     count: impl Fn(&mut [u64], &[f32]) + Sync,
 ) -> Result<Vec<u64>, CodecError> {
-    let (rows, columns) = (source.rows(), source.columns());
     let merged = |mut a: Vec<u64>, b: Vec<u64>| {
         a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         Ok(a)
     };
-    (0..rows.div_ceil(STRIPE_ALIGNMENT))
+    (0..source.rows().div_ceil(STRIPE_ALIGNMENT))
         .into_par_iter()
         .try_fold(
             || vec![0; bins],
             |mut counts, stripe| {
-                let range = stripe * STRIPE_ALIGNMENT..rows.min((stripe + 1) * STRIPE_ALIGNMENT);
-                let mut row = vec![0.0; columns];
-                for index in range.clone() {
-                    source.read_rows(index, &mut row)?;
-                    count(&mut counts, &row);
-                }
-                source.release_rows(range);
+                for_each_row(source, stripe, &mut buffer(source), |_, row| {
+                    count(&mut counts, row);
+                    Ok(())
+                })?;
                 Ok(counts)
             },
         )
