@@ -204,9 +204,10 @@ impl Layout for Bantam {
             let codec = Codec { outliers: None, ..matrix.codec.clone() };
             let key = json!({
                 "activations": matrix.activations,
-                "codec": codec,
+                "codec": codec.name(),
                 "dtype": matrix.dense_dtype,
                 "outliers": matrix.codec.outliers.is_some(),
+                "scale_dtype": Dtype::from(codec.scale),
                 "transposed": matrix.transposed,
             });
             let shape = json!(dense_shape(matrix));

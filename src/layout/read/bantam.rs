@@ -23,7 +23,8 @@ use crate::{
 /// One entry of `groups`: matrices in the same codec.
 #[derive(serde::Deserialize)]
 struct Group {
-    codec: Codec,
+    codec: String,
+    scale_dtype: Dtype,
     dtype: Dtype,
     outliers: bool,
     transposed: bool,
@@ -43,8 +44,22 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
     for (index, group) in groups.iter().enumerate() {
         let group: Group = serde_json::from_value(group.clone())
             .map_err(|error| wrong(format!("groups.{index}"), error.to_string()))?;
+        let float_scale = match group.scale_dtype {
+            Dtype::F16 => ScaleFormat::F16,
+            Dtype::BF16 => ScaleFormat::BF16,
+            _ => ScaleFormat::F32,
+        };
+        let codec = Codec::parse_name(&group.codec, float_scale)
+            .filter(|codec| Dtype::from(codec.scale) == group.scale_dtype)
+            .ok_or_else(|| {
+                let Group { codec, scale_dtype, .. } = &group;
+                wrong(
+                    format!("groups.{index}.codec"),
+                    format!("is `{codec}` with {scale_dtype:?} scales, which is none"),
+                )
+            })?;
         for (name, shape) in &group.tensors {
-            found.push(find_matrix(checkpoint, &group, name, shape, index)?);
+            found.push(find_matrix(checkpoint, &group, &codec, name, shape, index)?);
         }
     }
     Ok(found)
@@ -53,6 +68,7 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
 fn find_matrix(
     checkpoint: &Checkpoint,
     group: &Group,
+    codec: &Codec,
     name: &str,
     dense_shape: &[usize],
     index: usize,
@@ -67,7 +83,7 @@ fn find_matrix(
         std::mem::swap(&mut rows, &mut columns);
     }
     let rows = rows.saturating_mul(experts.unwrap_or(1));
-    let mut codec = group.codec.clone();
+    let mut codec = codec.clone();
     codec.validate(rows, columns).map_err(|error| wrong(error.to_string()))?;
     if rows == 0 || columns == 0 {
         return Err(wrong(format!("is {dense_shape:?}; expected lengths above 0")));

@@ -95,9 +95,9 @@ pub(super) fn find_packed(
     addressable(&packed, rows, columns)?;
     // Since version 0.17 a row is one bit stream; before, a word held whole codes only. For widths that divide 32 both
     // are the same.
-    let dense = columns.checked_mul(bits as usize).map(|bits| bits.div_ceil(32)) == Some(words);
-    if !dense && columns.div_ceil(fields) != words {
-        let (stream, whole) = ((columns * bits as usize).div_ceil(32), columns.div_ceil(fields));
+    let (stream, whole) = ((columns * bits as usize).div_ceil(32), columns.div_ceil(fields));
+    let dense = words == stream && !(words == whole && whole_words(config));
+    if !dense && words != whole {
         return Err(shape_error(
             &packed,
             format!("[{rows}, {stream}] (or [{rows}, {whole}] from before 0.17) for {columns} codes of {bits} bits"),
@@ -122,7 +122,7 @@ pub(super) fn find_packed(
             expect_type(&entry, &[Dtype::I32], "I32 or I8")?;
             let groups = elements(&scales) / rows;
             let stream = (rows * bits as usize).div_ceil(32);
-            let fields = if entry.shape == [stream, groups] { 0 } else { fields };
+            let fields = if dense && entry.shape == [stream, groups] { 0 } else { fields };
             if fields != 0 {
                 expect_shape(&entry, &[rows.div_ceil(fields), groups], "zero points packed down the rows")?;
             }
@@ -159,6 +159,16 @@ pub(super) fn find_packed(
         outliers: None,
     };
     Ok(Found::matrix(parts, config.decoded_type(scales.dtype), matrix))
+}
+
+/// Whether the writer's version packed whole codes into words; asked where a row has as many words either way.
+fn whole_words(config: &QuantizationConfig) -> bool {
+    let version = config.value["version"].as_str().unwrap_or_default();
+    let mut numbers = version.split('.').map(|number| number.parse::<u64>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) < (0, 17),
+        _ => false,
+    }
 }
 
 /// The columns that `weight_shape` tells.
