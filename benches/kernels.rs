@@ -2,6 +2,8 @@
 //!
 //! Rates are bytes of BF16 weights a second. The working set is larger than any cache, rows are worked on one at a time.
 
+#![expect(clippy::unwrap_used, reason = "a benchmark stops at the first error")]
+
 use std::{hint::black_box, time::Duration};
 
 use bantam::{

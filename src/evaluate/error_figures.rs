@@ -17,7 +17,7 @@ pub struct ErrorFigures {
     /// Largest |Ŵ − W|; infinite (written as `null`) when a decoded weight is not finite.
     #[serde(with = "null_is_infinite")]
     pub max_abs: f64,
-    /// Cosine of the angle between W and Ŵ as vectors: 1 when both are zero, 0 when one is zero or not finite.
+    /// Cosine of the angle between W and Ŵ as vectors: 1 when exact (also when both are zero), 0 when one is zero or not finite.
     pub cosine: f64,
 }
 
@@ -87,7 +87,7 @@ impl ErrorSums {
         };
         let inexact = relative > 0.0 && relative.is_finite();
         let norms = self.source_squares.sqrt() * self.decoded_squares.sqrt();
-        let cosine = if self.source_squares == 0.0 && self.decoded_squares == 0.0 {
+        let cosine = if self.error_squares == 0.0 {
             1.0
         } else {
             Some(self.products / norms).filter(|c| c.is_finite()).unwrap_or(0.0).clamp(-1.0, 1.0)
@@ -213,4 +213,153 @@ pub fn measure(
         }
     }
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        checkpoint::{Dtype, encode_from_f32},
+        codec::{DenseRows, ScaleFormat},
+    };
+
+    /// What blocks of F32 sums may cost.
+    const TOLERANCE: f64 = 4e-6;
+
+    /// All figures in F64, one weight after the other.
+    fn reference(source: &[f32], decoded: &[f32]) -> (f64, f64, f64) {
+        let pairs = || source.iter().zip(decoded).map(|(w, d)| (f64::from(*w), f64::from(*d)));
+        let squares = pairs().map(|(w, _)| w * w).sum::<f64>();
+        let decoded_squares = pairs().map(|(_, d)| d * d).sum::<f64>();
+        let errors = pairs().map(|(w, d)| (d - w) * (d - w)).sum::<f64>();
+        let products = pairs().map(|(w, d)| w * d).sum::<f64>();
+        ((errors / squares).sqrt(), products / (squares * decoded_squares).sqrt(), squares)
+    }
+
+    fn figures(source: &[f32], decoded: &[f32]) -> ErrorFigures {
+        let mut sums = ErrorSums::default();
+        sums.accumulate_row(source, decoded);
+        sums.figures()
+    }
+
+    proptest! {
+        #[test]
+        fn figures_agree_with_f64(
+            pairs in prop::collection::vec((-1.0f32..1.0, -0.1f32..0.1), 1..3000),
+            exponent in -60i32..55,
+        ) {
+            let unit = 2f32.powi(exponent);
+            let source: Vec<f32> = pairs.iter().map(|(w, _)| w * unit).collect();
+            let decoded: Vec<f32> = pairs.iter().map(|(w, e)| (w + e) * unit).collect();
+            let (relative, cosine, squares) = reference(&source, &decoded);
+            prop_assume!(squares > 0.0 && relative > 0.0);
+            let got = figures(&source, &decoded);
+            prop_assert!((got.relative / relative - 1.0).abs() < TOLERANCE, "{} {}", got.relative, relative);
+            prop_assert!((got.cosine - cosine).abs() < TOLERANCE);
+            prop_assert!((got.snr_db.unwrap() + 20.0 * relative.log10()).abs() < 1e-4);
+            let max_abs = source.iter().zip(&decoded).map(|(w, d)| (d - w).abs()).fold(0.0, f32::max);
+            prop_assert_eq!(got.max_abs, f64::from(max_abs));
+        }
+
+        #[test]
+        fn rows_add_up_in_order(
+            rows in prop::collection::vec(prop::collection::vec(-1.0f32..1.0, 0..40), 0..8),
+            cut in 0usize..8,
+        ) {
+            let decoded = |row: &[f32]| row.iter().map(|w| (w * 8.0).round() / 8.0).collect::<Vec<_>>();
+            let mut whole = ErrorSums::default();
+            rows.iter().for_each(|row| whole.accumulate_row(row, &decoded(row)));
+            let (mut first, mut second) = (ErrorSums::default(), ErrorSums::default());
+            for (index, row) in rows.iter().enumerate() {
+                if index < cut { &mut first } else { &mut second }.accumulate_row(row, &decoded(row));
+            }
+            first.merge(&second);
+            prop_assert!((first.error_squares - whole.error_squares).abs() <= 1e-12 * whole.error_squares);
+            prop_assert_eq!(first.max_abs, whole.max_abs);
+            let all: Vec<f32> = rows.concat();
+            prop_assert!((whole.source_squares - reference(&all, &all).2).abs() <= TOLERANCE * whole.source_squares);
+        }
+    }
+
+    #[test]
+    fn squares_beyond_f32_are_still_measured() {
+        for unit in [1e-45, 1e-40, 1e-30, 1e25, 1e38] {
+            let source = vec![unit; 2500];
+            let decoded = vec![unit * 2.0; 2500];
+            let got = figures(&source, &decoded);
+            assert!((got.relative - 1.0).abs() < 1e-6 && (got.cosine - 1.0).abs() < 1e-6, "{unit:e}: {got:?}");
+            assert_eq!(got.max_abs, f64::from(unit), "{unit:e}");
+        }
+    }
+
+    #[test]
+    fn figures_of_nothing_and_of_zeros_are_defined() {
+        let exact = ErrorFigures { relative: 0.0, snr_db: None, max_abs: 0.0, cosine: 1.0 };
+        assert_eq!(figures(&[], &[]), exact);
+        assert_eq!(figures(&[0.0; 5], &[-0.0; 5]), exact);
+        assert_eq!(figures(&[1.5; 5], &[1.5; 5]), exact);
+        let lost = figures(&[0.0; 5], &[1.0; 5]);
+        assert_eq!(lost, ErrorFigures { relative: f64::INFINITY, snr_db: None, max_abs: 1.0, cosine: 0.0 });
+        assert_eq!(figures(&[1.0; 5], &[0.0; 5]).relative, 1.0);
+    }
+
+    #[test]
+    fn a_decoded_weight_that_is_not_finite_shows_in_every_figure_and_in_json() {
+        let infinite = ErrorFigures { relative: f64::INFINITY, snr_db: None, max_abs: f64::INFINITY, cosine: 0.0 };
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in [0, 15, 16, 299] {
+                let source = vec![1.0; 300];
+                let mut decoded = source.clone();
+                decoded[place] = wrong;
+                let got = figures(&source, &decoded);
+                assert_eq!(got, infinite);
+                let json = serde_json::to_string(&got).unwrap();
+                assert_eq!(json, r#"{"relative":null,"snr_db":null,"max_abs":null,"cosine":0.0}"#);
+                assert_eq!(serde_json::from_str::<ErrorFigures>(&json).unwrap(), got);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stripe_is_measured_against_its_rows() {
+        let weights: Vec<f32> = (0..30).map(|i| (i as f32 - 14.0) / 7.0).collect();
+        let codec = Codec::parse_name("int4-channel", ScaleFormat::F32).unwrap();
+        let coded = CodedRows {
+            first_row: 2,
+            rows: 3,
+            columns: 5,
+            codes: (0..15).collect(),
+            scales: vec![0.25, 0.5, 1.0],
+            zeros: vec![],
+        };
+        let mut decoded = vec![0.0; 15];
+        codec.dequantize_rows(&coded, &MatrixParameters::default(), &mut decoded).unwrap();
+        assert_eq!(decoded[..6], [-2.0, -1.75, -1.5, -1.25, -1.0, -1.5]);
+        let mut expected = ErrorSums::default();
+        for row in 0..3 {
+            expected.accumulate_row(&weights[10 + row * 5..][..5], &decoded[row * 5..][..5]);
+        }
+
+        let mut plain = vec![];
+        encode_from_f32(Dtype::F32, &weights, &mut plain);
+        let mut turned = vec![];
+        for column in 0..5 {
+            let stored: Vec<f32> = (0..6).map(|row| weights[row * 5 + column]).collect();
+            encode_from_f32(Dtype::F32, &stored, &mut turned);
+        }
+        let plain = DenseRows::new(Dtype::F32, &plain, 6, 5).unwrap();
+        let turned = DenseRows::transposed(Dtype::F32, &turned, 6, 5, 1).unwrap();
+        for source in [&plain, &turned] {
+            assert_eq!(measure(source, &coded, &codec, &MatrixParameters::default()), Ok(expected));
+        }
+
+        let outside = CodedRows { first_row: 4, ..coded.clone() };
+        let error = measure(&plain, &outside, &codec, &MatrixParameters::default());
+        assert_eq!(error, Err(CodecError::Rows { first_row: 4, end: 7, rows: 6 }));
+        let narrow = CodedRows { columns: 4, codes: vec![0; 12], ..coded };
+        let error = measure(&plain, &narrow, &codec, &MatrixParameters::default());
+        assert_eq!(error, Err(CodecError::Length { what: "columns", expected: 5, got: 4 }));
+    }
 }
