@@ -180,7 +180,7 @@ fn kernels(criterion: &mut Criterion) {
     for width in [2, 3, 4, 5, 6, 7] {
         group.bench_function(format!("pack {width}"), |b| b.iter(|| bits::pack(black_box(&codes), width, &mut stream)));
         group.bench_function(format!("unpack {width}"), |b| {
-            b.iter(|| bits::unpack(black_box(&stream), width, &mut codes))
+            b.iter(|| bits::unpack(black_box(&stream), width, &mut codes));
         });
     }
     group.finish();

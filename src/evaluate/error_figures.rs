@@ -270,7 +270,9 @@ mod tests {
         ) {
             let decoded = |row: &[f32]| row.iter().map(|w| (w * 8.0).round() / 8.0).collect::<Vec<_>>();
             let mut whole = ErrorSums::default();
-            rows.iter().for_each(|row| whole.accumulate_row(row, &decoded(row)));
+            for row in &rows {
+                whole.accumulate_row(row, &decoded(row));
+            }
             let (mut first, mut second) = (ErrorSums::default(), ErrorSums::default());
             for (index, row) in rows.iter().enumerate() {
                 if index < cut { &mut first } else { &mut second }.accumulate_row(row, &decoded(row));
