@@ -28,6 +28,10 @@ pub mod evaluate;
 pub mod linalg;
 pub mod manifest;
 
+pub mod decode;
+
+pub mod verify;
+
 pub mod cli;
 
 pub use error::{Error, ExitCode, Result};

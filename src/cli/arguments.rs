@@ -55,6 +55,34 @@ pub enum Command {
     /// Say exactly what a run would write, from headers alone
     #[command(after_help = "Example:\n  bantam plan recipes/int4.toml --json")]
     Plan(PlanArguments),
+    /// Show what a checkpoint or an artifact is
+    ///
+    /// Without --tensor a page about the model: architecture, sizes, types, and what every role is stored as. With it,
+    /// statistics and a histogram of each chosen tensor. The histogram reaches four standard deviations from the mean;
+    /// what lies beyond counts in its outermost columns.
+    #[command(after_help = "Examples:\n  bantam inspect llama-int4\n  bantam inspect llama --tensor mlp.down")]
+    Inspect(InspectArguments),
+    /// Turn a compressed model into dense safetensors that any runtime loads
+    ///
+    /// Reads what bantam writes, and compressed-tensors, GPTQ, AWQ, FP8 with block scales and MXFP4 of other tools.
+    /// Weights get the type that the artifact names, other tensors are copied byte for byte; with --dtype every float
+    /// tensor gets that type, and a weight that is too large for it is an error.
+    #[command(after_help = "Example:\n  bantam decode llama-int4 --out llama-decoded")]
+    Decode(DecodeArguments),
+    /// Compare two models tensor by tensor, worst first
+    ///
+    /// Either may be a checkpoint or an artifact; compressed tensors are decoded on the way. Exits with 1 when a tensor
+    /// is missing on one side, when shapes, integers or kinds of types differ, or with --min-snr when a tensor falls
+    /// below the threshold. Errors above the threshold, or without one, do not count.
+    #[command(after_help = "Example:\n  bantam diff llama llama-int4 --min-snr 18")]
+    Diff(DiffArguments),
+    /// Check an artifact against its manifest, its layout and its source
+    ///
+    /// Checks files, headers, hashes, sums, the layout's demands and that every code decodes. With --source also that
+    /// the source is the one it was made of, and that every error figure comes out again. Exits with 1 when something
+    /// is found, with 3 when there is no manifest to check against.
+    #[command(after_help = "Example:\n  bantam verify llama-int4 --source ~/models/llama")]
+    Verify(VerifyArguments),
 }
 
 impl Command {
@@ -64,6 +92,10 @@ impl Command {
         match self {
             Self::Run(arguments) => arguments.json,
             Self::Plan(arguments) => arguments.json,
+            Self::Inspect(arguments) => arguments.json,
+            Self::Decode(arguments) => arguments.json,
+            Self::Diff(arguments) => arguments.json,
+            Self::Verify(arguments) => arguments.json,
         }
     }
 }
@@ -170,9 +202,12 @@ pub struct DecodeArguments {
     /// The folder to write; it must not exist
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Element type of the decoded weights [default: what the artifact says]
+    /// Element type of every float tensor [default: what the artifact says]
     #[arg(long, value_enum)]
     pub dtype: Option<DenseDtype>,
+    /// What was written as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `--device`.

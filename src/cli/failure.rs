@@ -1,11 +1,11 @@
 //! How a failure becomes a message, a hint and an exit code.
 
-use std::{error::Error as StdError, io, path::PathBuf};
+use std::{error::Error as StdError, io};
 
 use super::Output;
 use crate::{
-    Error, ExitCode, checkpoint::CheckpointError, codec::CodecError, layout::LayoutError, manifest::ManifestError,
-    plan::PlanError, recipe::RecipeError, run::RunError,
+    Error, ExitCode, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError, layout::LayoutError,
+    manifest::ManifestError, plan::PlanError, recipe::RecipeError, run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.
@@ -31,14 +31,6 @@ pub enum CliError {
         /// What to do.
         hint: Option<String>,
     },
-    /// The input cannot be used for this command.
-    #[error("{message}")]
-    Input {
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: Option<String>,
-    },
     /// The machine lacks something.
     #[error("{message}")]
     Environment {
@@ -47,22 +39,6 @@ pub enum CliError {
         /// What to do.
         hint: Option<String>,
     },
-    /// Something to be written is there already.
-    #[error("{} exists already", path.display())]
-    TargetExists {
-        /// What is there.
-        path: PathBuf,
-    },
-    /// A file or folder cannot be written.
-    #[error("cannot {action} {}: {source}", path.display())]
-    File {
-        /// What was tried, as a verb (`create`).
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
 }
 
 impl CliError {
@@ -70,13 +46,8 @@ impl CliError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Stdout { .. }
-            | Self::Json { .. }
-            | Self::TargetExists { .. }
-            | Self::File { .. }
-            | Self::Environment { .. } => ExitCode::Environment,
+            Self::Stdout { .. } | Self::Json { .. } | Self::Environment { .. } => ExitCode::Environment,
             Self::Usage { .. } => ExitCode::Usage,
-            Self::Input { .. } => ExitCode::Input,
         }
     }
 
@@ -84,12 +55,8 @@ impl CliError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Usage { hint, .. } | Self::Input { hint, .. } | Self::Environment { hint, .. } => hint.clone(),
-            Self::TargetExists { .. } => Some("name another --out, or move it away first".into()),
-            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("free some space and run the same command again".into())
-            }
-            Self::Stdout { .. } | Self::Json { .. } | Self::File { .. } => None,
+            Self::Usage { hint, .. } | Self::Environment { hint, .. } => hint.clone(),
+            Self::Stdout { .. } | Self::Json { .. } => None,
         }
     }
 }
@@ -136,6 +103,9 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     if let Some(error) = cause.downcast_ref::<LayoutError>() {
         return Some((error.exit_code(), error.hint()));
     }
+    if let Some(error) = cause.downcast_ref::<DecodeError>() {
+        return Some((error.exit_code(), error.hint()));
+    }
     if let Some(error) = cause.downcast_ref::<PlanError>() {
         return Some((error.exit_code(), error.hint()));
     }
@@ -158,7 +128,7 @@ mod tests {
     use anyhow::Context;
 
     use super::{CliError, classify, message};
-    use crate::{Error, ExitCode, manifest::ManifestError};
+    use crate::{Error, ExitCode, decode::DecodeError, manifest::ManifestError};
 
     fn schema_error() -> ManifestError {
         ManifestError::Schema { path: PathBuf::from("m.json"), found: "x".into() }
@@ -178,8 +148,8 @@ mod tests {
     #[test]
     fn a_cause_that_is_quoted_already_is_not_repeated() {
         let source = io::Error::other("disk on fire");
-        let error = CliError::File { action: "create", path: PathBuf::from("x"), source };
+        let error = DecodeError::Io { doing: "create", path: PathBuf::from("x"), source };
         let error = Err::<(), _>(error).context("cannot decode a").unwrap_err();
-        assert_eq!(message(&error), "cannot decode a: cannot create x: disk on fire");
+        assert_eq!(message(&error), "cannot decode a: cannot create `x`: disk on fire");
     }
 }

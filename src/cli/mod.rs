@@ -1,14 +1,20 @@
 //! The command line: arguments, dispatch, and how a failure becomes a message and an exit code. One file per command.
 
 pub mod arguments;
+pub mod decode;
+pub mod diff;
 pub mod failure;
+pub mod inspect;
 mod job;
+pub mod meter;
 pub mod output;
 pub mod plan;
 pub mod plan_text;
 pub mod progress;
 pub mod run;
 pub mod size;
+pub mod table;
+pub mod verify;
 
 pub use arguments::{
     Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DiffArguments, GlobalArguments,
@@ -35,6 +41,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return code;
         }
     };
+    crate::platform::install_sigbus_handler();
     let output = Output::new(&command_line.global, command_line.command.json());
     execute(&command_line.command, &output).unwrap_or_else(|error| failure::report(&error, &output))
 }
@@ -43,5 +50,9 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
     match command {
         Command::Run(arguments) => run::execute(arguments, output),
         Command::Plan(arguments) => plan::execute(arguments, output),
+        Command::Inspect(arguments) => inspect::execute(arguments, output),
+        Command::Decode(arguments) => decode::execute(arguments, output),
+        Command::Diff(arguments) => diff::execute(arguments, output),
+        Command::Verify(arguments) => verify::execute(arguments, output),
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::{codec::CodecError, layout::STRIPE_ALIGNMENT};
+use crate::layout::STRIPE_ALIGNMENT;
 
 /// Weights of one stripe, as long as a row is not longer: 2 MiB of F32.
 const STRIPE_WEIGHTS: usize = 1 << 19;
@@ -19,11 +19,11 @@ fn stripe_rows(columns: usize) -> usize {
 ///
 /// # Errors
 /// The error of the first stripe that fails.
-pub fn map_stripes<T: Send>(
+pub fn map_stripes<T: Send, E: Send>(
     rows: usize,
     columns: usize,
-    work: impl Fn(Range<usize>) -> Result<T, CodecError> + Sync,
-) -> Result<Vec<T>, CodecError> {
+    work: impl Fn(Range<usize>) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
     let step = stripe_rows(columns);
     let results: Vec<_> = (0..rows.div_ceil(step))
         .into_par_iter()
@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn stripes_cover_all_rows_once_and_in_order() {
         for (rows, columns) in [(0, 5), (1, 0), (1000, 4096), (128, 1 << 20), (70_000, 16)] {
-            let ranges = map_stripes(rows, columns, Ok).unwrap();
+            let ranges = map_stripes(rows, columns, Ok::<_, ()>).unwrap();
             let covered: Vec<usize> = ranges.into_iter().flatten().collect();
             assert_eq!(covered, (0..rows).collect::<Vec<_>>(), "{rows} x {columns}");
         }

@@ -1,0 +1,88 @@
+//! Verification: an artifact is what its manifest says, and its layout is what its runtime expects.
+//!
+//! Whatever is wrong becomes a finding, so that one call shows all of it; only a folder without a readable manifest is
+//! an error, since then there is nothing to hold the artifact against.
+
+mod content;
+mod errors;
+mod structure;
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::{
+    checkpoint::Checkpoint,
+    layout::LogicalCheckpoint,
+    manifest::{Manifest, ManifestError},
+};
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Finding {
+    /// Which rule is broken, by a fixed name.
+    pub rule: &'static str,
+    /// The tensor or file it is about.
+    pub tensor: Option<String>,
+    /// What is wrong, in a sentence.
+    pub message: String,
+    /// What was found.
+    pub value: Option<serde_json::Value>,
+    /// What was expected.
+    pub limit: Option<serde_json::Value>,
+}
+
+impl Finding {
+    fn new(rule: &'static str, tensor: &str, message: String) -> Self {
+        Self { rule, tensor: Some(tensor.to_owned()), message, value: None, limit: None }
+    }
+
+    fn with(mut self, value: impl Into<serde_json::Value>, limit: impl Into<serde_json::Value>) -> Self {
+        (self.value, self.limit) = (Some(value.into()), Some(limit.into()));
+        self
+    }
+}
+
+/// Verifies the artifact in `folder`: files, headers, hashes, sums, layout, codes; with the `source`, also that it is
+/// what the artifact was made of and that every error figure comes out again. Findings are in a fixed order.
+/// `progress` is told the bytes read so far and in all, from many threads.
+///
+/// # Errors
+/// [`ManifestError`] when there is no manifest to hold the artifact against.
+pub fn verify(
+    folder: &Path,
+    source: Option<&LogicalCheckpoint>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Vec<Finding>, ManifestError> {
+    let manifest = Manifest::read(folder)?;
+    let mut findings = structure::files(folder, &manifest);
+    findings.extend(structure::sums(&manifest));
+    findings.extend(structure::layout(&manifest));
+    let checkpoint = match Checkpoint::open(folder) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            findings.push(Finding { tensor: None, ..Finding::new("structure", "", error.to_string()) });
+            return Ok(findings);
+        }
+    };
+    findings.extend(structure::weight_files(folder, &checkpoint));
+    findings.extend(structure::parts(&manifest, &checkpoint));
+    findings.extend(structure::config(&manifest, &checkpoint));
+    let artifact = match LogicalCheckpoint::open(checkpoint) {
+        Ok(artifact) => artifact,
+        Err(error) => {
+            findings.push(Finding { tensor: None, ..Finding::new("layout", "", error.to_string()) });
+            return Ok(findings);
+        }
+    };
+    findings.extend(structure::logical(&manifest, &artifact));
+    let meter = content::Meter::new(&manifest, source, progress);
+    findings.extend(content::outputs(&manifest, artifact.checkpoint(), &meter));
+    if let Some(source) = source {
+        findings.extend(content::inputs(&manifest, source.checkpoint(), &meter));
+        findings.extend(errors::compare_with_source(&manifest, source, &artifact));
+    } else {
+        findings.extend(errors::read_all(&manifest, &artifact));
+    }
+    Ok(findings)
+}
