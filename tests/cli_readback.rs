@@ -1,4 +1,5 @@
 //! `inspect`, `decode`, `diff` and `verify` through the binary, on small models that the tests write themselves.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     fs,
@@ -154,26 +155,6 @@ impl Outcome {
         }
         self
     }
-}
-
-#[test]
-fn inspect_reads_like_a_page_about_the_model() {
-    let scene = Scene::new();
-    let page = scene.bantam(&["inspect", "source"]).expect(0).fits_eighty_columns();
-    for text in ["LlamaForCausalLM", "attention.query", "mlp.down", "embedding", "model.safetensors", "BF16"] {
-        assert!(page.stdout.contains(text), "{text} is not in\n{}", page.stdout);
-    }
-    let json = scene.bantam(&["inspect", "source", "--json"]).expect(0).json();
-    let parameters: usize = llama().iter().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
-    assert_eq!(json["schema"], "bantam.inspect/1");
-    assert_eq!(json["parameters"], parameters);
-    assert_eq!(json["bytes"], 2 * parameters);
-    assert_eq!(json["blocks"], 2);
-    assert_eq!(json["tensors"].as_array().unwrap().len(), llama().len());
-    let roles = json["roles"].as_array().unwrap();
-    let down = roles.iter().find(|role| role["role"] == "mlp.down").unwrap();
-    assert_eq!((&down["tensors"], &down["parameters"]), (&2.into(), &(2 * HIDDEN * INTERMEDIATE).into()));
-    assert_eq!((&down["codec"], &down["bits_per_weight"]), (&"bf16".into(), &16.0.into()));
 }
 
 #[test]
@@ -459,7 +440,7 @@ fn what_is_no_artifact_is_invalid_input() {
 #[test]
 fn a_manifest_with_an_unknown_key_is_invalid_input() {
     let scene = Scene::compressed();
-    scene.edit("manifest.json", |text| text.replacen("\"layout\"", "\"layouts\"", 1));
+    scene.edit("manifest.json", |text| text.replacen("\n  \"layout\"", "\n  \"layouts\"", 1));
     let outcome = scene.bantam(&["verify", "artifact"]).expect(3);
     assert!(outcome.stderr.contains("unknown field `layouts`"), "{}", outcome.stderr);
 }

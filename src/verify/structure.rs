@@ -248,11 +248,10 @@ pub(super) fn config(manifest: &Manifest, checkpoint: &Checkpoint) -> Vec<Findin
     let found = checkpoint.config().and_then(|config| config.value.get("quantization_config"));
     let finding = |message: String| vec![Finding::new("config", "config.json", message)];
     match (expected, found) {
-        (None, None) => Vec::new(),
         (None, Some(_)) if matrices.is_empty() => {
             finding("has a `quantization_config`, but nothing is compressed".into())
         }
-        (None, Some(_)) => Vec::new(),
+        (None, _) => Vec::new(),
         (Some(_), None) => finding("has no `quantization_config`: a runtime would take codes for weights".into()),
         (Some(expected), Some(found)) => {
             let keys = ["quant_method", "format", "checkpoint_format", "version"];
