@@ -49,7 +49,10 @@ impl<'a> ConfigView<'a> {
             let Some(value) = self.value(key) else { continue };
             let count = value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| *count > 0);
             if count.is_none() {
-                self.note(format!("config.json: `{key}` is {}, expected a positive whole number; not used", show(value)));
+                self.note(format!(
+                    "config.json: `{key}` is {}, expected a positive whole number; not used",
+                    show(value)
+                ));
             }
             return count;
         }
@@ -110,7 +113,9 @@ mod tests {
 
     #[test]
     fn wrong_values_are_noted_once_and_not_used() {
-        for wrong in [json!(0), json!(-3), json!(1.5), json!("8"), json!([8]), json!({"a": 8}), json!(1e300), json!(true)] {
+        for wrong in
+            [json!(0), json!(-3), json!(1.5), json!("8"), json!([8]), json!({"a": 8}), json!(1e300), json!(true)]
+        {
             let config = json!({"num_attention_heads": wrong});
             let mut view = ConfigView::new(Some(&config));
             assert_eq!(view.count(&["num_attention_heads"]), None, "{wrong}");

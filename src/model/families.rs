@@ -227,8 +227,7 @@ const DEEPSEEK_PREDICTION: &[Rule] = &[
     linear("shared_head.head", Role::Head, Group::Head),
 ];
 
-const NORMS: &[Rule] =
-    &[feeding("input_layernorm", Group::Attention), feeding("post_attention_layernorm", Group::Mlp)];
+const NORMS: &[Rule] = &[feeding("input_layernorm", Group::Attention), feeding("post_attention_layernorm", Group::Mlp)];
 
 const GEMMA_NORMS: &[Rule] = &[
     feeding("input_layernorm", Group::Attention),
@@ -324,15 +323,7 @@ pub(super) const FAMILIES: &[Family] = &[
         name: "deepseek",
         model_types: &["deepseek_v2", "deepseek_v3"],
         classes: &["DeepseekV2", "DeepseekV3"],
-        block: &[
-            NORMS,
-            LATENT_ATTENTION,
-            MLP,
-            EXPERTS,
-            STACKED_EXPERTS,
-            DEEPSEEK_SHARED_EXPERTS,
-            DEEPSEEK_PREDICTION,
-        ],
+        block: &[NORMS, LATENT_ATTENTION, MLP, EXPERTS, STACKED_EXPERTS, DEEPSEEK_SHARED_EXPERTS, DEEPSEEK_PREDICTION],
         signature: &["post_attention_layernorm", "self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj"],
         ..DECODER
     },

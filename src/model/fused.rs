@@ -23,8 +23,8 @@ pub(super) fn parts(fused: Fused, matrix: &MatrixView, config: &mut ConfigView<'
     let (what, found) = match fused {
         Fused::No | Fused::Alternating => return Vec::new(),
         Fused::Heads => ("query, key and value", by_heads(rows, config)),
-        Fused::Thirds => ("query, key and value", (rows % 3 == 0).then(|| query_key_value(rows / 3, rows / 3))),
-        Fused::Halves => ("gate and up", (rows % 2 == 0).then(|| vec![("gate", rows / 2), ("up", rows / 2)])),
+        Fused::Thirds => ("query, key and value", rows.is_multiple_of(3).then(|| query_key_value(rows / 3, rows / 3))),
+        Fused::Halves => ("gate and up", rows.is_multiple_of(2).then(|| vec![("gate", rows / 2), ("up", rows / 2)])),
     };
     found.unwrap_or_else(|| {
         let note = format!(

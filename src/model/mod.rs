@@ -1,6 +1,19 @@
 //! The model map: what `config.json` and the tensor names say about the model. Headers only, no weights.
+//!
+//! What is known of each architecture is a table ([`families`]); [`known`] reads a model by its family's table, and
+//! [`unknown`] guesses by shape and name where there is none. `docs/models.md` shows the result.
+
+mod config;
+mod families;
+mod fused;
+mod known;
+mod names;
+mod role;
+mod unknown;
 
 use serde_json::Value;
+
+use config::ConfigView;
 
 /// Name and dense shape of a logical tensor: all that the map needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +46,8 @@ pub enum Role {
     SharedExpert(&'static str),
     /// `expert.<index>.<part>`; index `None` for stacked experts (`expert.<part>`).
     Expert(Option<usize>, &'static str),
-    /// `linear`: a matrix of an unknown architecture that a pass may take.
+    /// `linear`: a matrix with no finer role that a pass may take: of an unknown architecture, or beside the blocks
+    /// (BERT's pooler, OPT's projections around its narrow embedding).
     Linear,
     /// `other`: everything else (biases, sinks, rotary tables, vision towers, …).
     Other,
@@ -50,7 +64,8 @@ pub struct MatrixView {
     pub columns: usize,
     /// Whether it is stored `[input, output]`.
     pub transposed: bool,
-    /// Parts of a fused projection, in row order: part name and rows. Empty when not fused.
+    /// Parts of a fused projection, in row order: part name and rows. Empty when not fused, when the parts alternate
+    /// row by row (gpt-oss's `gate_up_proj`: even rows gate, odd rows up), or when the config does not say where to cut.
     pub fused: Vec<(&'static str, usize)>,
 }
 
@@ -61,7 +76,7 @@ pub struct MappedTensor {
     pub name: String,
     /// What it is for.
     pub role: Role,
-    /// Decoder block it belongs to.
+    /// Decoder block it belongs to. At least [`ModelMap::blocks`] for a multi-token-prediction layer behind them.
     pub block: Option<usize>,
     /// Set for linears (matrices that multiply activations), the head included, embeddings not.
     pub matrix: Option<MatrixView>,
@@ -72,7 +87,9 @@ pub struct MappedTensor {
 /// One activation that feeds linears.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Input {
-    /// The norm weight that produces it, where a norm does (`model.layers.0.input_layernorm.weight`).
+    /// The norm weight that produces it, where a norm does (`model.layers.0.input_layernorm.weight`) and feeds nothing
+    /// but the readers listed here, so that a scale can be folded into it (and into its `.bias`, where it has one).
+    /// `None` too in models that normalise after the residual sum: there the residual stream reads it as well.
     pub norm: Option<String>,
     /// The linears that read it.
     pub linears: Vec<String>,
@@ -107,70 +124,57 @@ impl ModelMap {
     /// Maps the model. Never fails: an unknown architecture gets a map by shape and name, with a note.
     #[must_use]
     pub fn new(config: Option<&Value>, tensors: &[NamedShape]) -> Self {
-        let _ = config;
-        let mut mapped = Vec::new();
-        for t in tensors {
-            let n = t.name.as_str();
-            let role = if n.contains("embed") {
-                Role::Embedding
-            } else if n.contains("lm_head") {
-                Role::Head
-            } else if n.contains("norm") {
-                Role::Norm
-            } else if n.contains("q_proj.w") {
-                Role::Attention("query")
-            } else if n.contains("k_proj.w") {
-                Role::Attention("key")
-            } else if n.contains("v_proj.w") {
-                Role::Attention("value")
-            } else if n.contains("o_proj.w") {
-                Role::Attention("output")
-            } else if n.contains("gate_proj.w") {
-                Role::Mlp("gate")
-            } else if n.contains("up_proj.w") {
-                Role::Mlp("up")
-            } else if n.contains("down_proj.w") {
-                Role::Mlp("down")
-            } else {
-                Role::Other
-            };
-            let matrix = (t.shape.len() == 2 && !matches!(role, Role::Embedding | Role::Norm | Role::Other))
-                .then(|| matrix_by_shape(&t.shape));
-            mapped.push(MappedTensor { name: t.name.clone(), role, block: None, matrix, input: None });
-        }
-        Self {
-            architecture: "interim".into(),
-            known: true,
-            prefix: String::new(),
-            blocks: 0,
-            tied_embeddings: false,
-            head_module: Some("lm_head".into()),
-            tensors: mapped,
-            inputs: vec![],
-            notes: vec![],
+        let mut config = ConfigView::new(config);
+        match known::find(&config, tensors) {
+            known::Found::Language(language) => known::map(&mut config, &language, tensors),
+            known::Found::OtherNames(family) => unknown::map(&mut config, tensors, Some(family)),
+            known::Found::Nothing => unknown::map(&mut config, tensors, None),
         }
     }
 
-    /// One tensor by name.
+    /// One tensor by name. Quick (a binary search) where tensors are sorted by name, as checkpoints list them; an
+    /// absent name, or another order, costs a scan.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&MappedTensor> {
-        self.tensors.iter().find(|t| t.name == name)
+        match self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)) {
+            Ok(index) => self.tensors.get(index),
+            Err(_) => self.tensors.iter().find(|tensor| tensor.name == name),
+        }
     }
 }
 
-/// interim
+/// The plain reading of any tensor as a matrix, `[d0·…·d(n−2), d(n−1)]`, for a pass that was pointed at a tensor which
+/// the map does not call a linear. A vector is one row.
+#[must_use]
 pub fn matrix_by_shape(shape: &[usize]) -> MatrixView {
-    MatrixView { experts: None, rows: shape[0], columns: shape[1], transposed: false, fused: vec![] }
+    let (columns, leading) = shape.split_last().map_or((1, shape), |(last, leading)| (*last, leading));
+    let rows = leading.iter().fold(1, |rows: usize, dimension| rows.saturating_mul(*dimension));
+    MatrixView { experts: None, rows, columns, transposed: false, fused: Vec::new() }
 }
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Role::Embedding => write!(f, "embedding"),
-            Role::Head => write!(f, "head"),
-            Role::Norm => write!(f, "norm"),
-            Role::Attention(p) => write!(f, "attention.{p}"),
-            Role::Mlp(p) => write!(f, "mlp.{p}"),
-            _ => write!(f, "other"),
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_is_found_in_any_order() {
+        for names in [["a", "b", "c"], ["c", "a", "b"]] {
+            let tensors: Vec<_> = names.map(|name| NamedShape { name: name.into(), shape: vec![1] }).into();
+            let map = ModelMap::new(None, &tensors);
+            for name in names {
+                assert_eq!(map.tensor(name).map(|tensor| tensor.name.as_str()), Some(name));
+            }
+            assert_eq!(map.tensor("d"), None);
         }
+    }
+
+    #[test]
+    fn any_shape_reads_as_a_matrix() {
+        let rows_and_columns = |shape: &[usize]| (matrix_by_shape(shape).rows, matrix_by_shape(shape).columns);
+        assert_eq!(rows_and_columns(&[3, 5]), (3, 5));
+        assert_eq!(rows_and_columns(&[7]), (1, 7));
+        assert_eq!(rows_and_columns(&[2, 3, 5]), (6, 5));
+        assert_eq!(rows_and_columns(&[]), (1, 1));
+        assert_eq!(rows_and_columns(&[usize::MAX, usize::MAX, 2]), (usize::MAX, 2));
     }
 }
