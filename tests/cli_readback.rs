@@ -158,6 +158,26 @@ impl Outcome {
 }
 
 #[test]
+fn inspect_reads_like_a_page_about_the_model() {
+    let scene = Scene::new();
+    let page = scene.bantam(&["inspect", "source"]).expect(0).fits_eighty_columns();
+    for text in ["LlamaForCausalLM", "attention.query", "mlp.down", "embedding", "model.safetensors", "BF16"] {
+        assert!(page.stdout.contains(text), "{text} is not in\n{}", page.stdout);
+    }
+    let json = scene.bantam(&["inspect", "source", "--json"]).expect(0).json();
+    let parameters: usize = llama().iter().map(|(_, _, shape, _)| shape.iter().product::<usize>()).sum();
+    assert_eq!(json["schema"], "bantam.inspect/1");
+    assert_eq!(json["parameters"], parameters);
+    assert_eq!(json["bytes"], 2 * parameters);
+    assert_eq!(json["blocks"], 2);
+    assert_eq!(json["tensors"].as_array().unwrap().len(), llama().len());
+    let roles = json["roles"].as_array().unwrap();
+    let down = roles.iter().find(|role| role["role"] == "mlp.down").unwrap();
+    assert_eq!((&down["tensors"], &down["parameters"]), (&2.into(), &(2 * HIDDEN * INTERMEDIATE).into()));
+    assert_eq!((&down["codec"], &down["bits_per_weight"]), (&"bf16".into(), &16.0.into()));
+}
+
+#[test]
 fn inspect_shows_what_an_artifact_is_stored_as() {
     let scene = Scene::compressed();
     let json = scene.bantam(&["inspect", "artifact", "--json"]).expect(0).json();
