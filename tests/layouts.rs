@@ -136,8 +136,13 @@ fn open(folder: &Path) -> Result<LogicalCheckpoint, String> {
     LogicalCheckpoint::open(Checkpoint::open(folder).unwrap()).map_err(|error| error.to_string())
 }
 
-/// Writes matrices through a layout and reads each back: codes, scales, zero points, parameters, weights.
-fn round_trip(name: LayoutName, specs: &[MatrixSpec], seed: u64) {
+/// A folder with random matrices written through a layout, and what they are.
+struct Written {
+    folder: tempfile::TempDir,
+    matrices: Vec<(CodedRows, MatrixParameters)>,
+}
+
+fn write_random(name: LayoutName, specs: &[MatrixSpec], seed: u64) -> Written {
     let layout = layout(name);
     let mut random = Random(seed);
     let mut tensors = Vec::new();
@@ -158,9 +163,16 @@ fn round_trip(name: LayoutName, specs: &[MatrixSpec], seed: u64) {
     let config = json!({ "dtype": "bfloat16", "quantization_config": layout.quantization_config(specs, &dense) });
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &tensors, &config);
-    let read = open(folder.path()).unwrap_or_else(|error| panic!("{name:?} {specs:?}: {error}"));
+    Written { folder, matrices }
+}
+
+/// Writes matrices through a layout and reads each back: codes, scales, zero points, parameters, weights.
+fn round_trip(name: LayoutName, specs: &[MatrixSpec], seed: u64) {
+    let layout = layout(name);
+    let written = write_random(name, specs, seed);
+    let read = open(written.folder.path()).unwrap_or_else(|error| panic!("{name:?} {specs:?}: {error}"));
     assert_eq!(read.tensors().len(), specs.len());
-    for (spec, (coded, parameters)) in specs.iter().zip(&matrices) {
+    for (spec, (coded, parameters)) in specs.iter().zip(&written.matrices) {
         let tensor = read.tensor(&spec.name).unwrap();
         assert_eq!(tensor.codec.as_ref(), Some(&spec.codec), "{}", spec.name);
         let stored: u64 = layout.tensors(spec).iter().map(bantam::layout::TensorSpec::bytes).sum();
@@ -280,20 +292,84 @@ proptest! {
         expert_rows in 1usize..200, columns in 1usize..200, experts in prop::option::of(1usize..4), transposed in any::<bool>(),
         bits in 2u8..=8, size in 1usize..70, outliers in prop::option::of(0u64..9), scale in float_scale(), seed in any::<u64>(),
     ) {
-        let mut specs = Vec::new();
-        let names = ["channel", "tensor", "channel-asym", "tensor-asym", "channel-hqq", "tensor-hqq", "block16x24-asym"];
-        let integers = names.into_iter().map(str::to_owned).chain(["", "-asym", "-hqq"].map(|zero| format!("g{size}{zero}")));
-        let integers = integers.map(|rest| format!("int{bits}-{rest}"));
-        let floats = ["fp8-channel", "fp8-tensor", "fp8-block128x128", "mxfp4", "mxfp8", "nvfp4"].map(str::to_owned);
-        for (index, name) in integers.chain(floats).enumerate() {
-            let mut spec = spec(&format!("m{index}.weight"), expert_rows * experts.unwrap_or(1), columns, codec(&name, scale));
-            let count = outliers.map(|count| count.min((spec.rows * columns) as u64));
-            spec.codec.outliers = count.map(|count| OutlierCount { count });
-            spec.experts = experts;
-            spec.transposed = transposed;
-            specs.push(spec);
-        }
+        let specs = every_codec(expert_rows, columns, experts, transposed, bits, size, outliers, scale);
         round_trip(LayoutName::Bantam, &specs, seed);
+    }
+}
+
+/// A matrix in each codec that our own layout holds.
+#[expect(clippy::too_many_arguments, reason = "each is one choice of a property test")]
+fn every_codec(
+    expert_rows: usize,
+    columns: usize,
+    experts: Option<usize>,
+    transposed: bool,
+    bits: u8,
+    size: usize,
+    outliers: Option<u64>,
+    scale: ScaleFormat,
+) -> Vec<MatrixSpec> {
+    let names = ["channel", "tensor", "channel-asym", "tensor-asym", "channel-hqq", "tensor-hqq", "block16x24-asym"];
+    let groups = ["", "-asym", "-hqq"].map(|zero| format!("g{size}{zero}"));
+    let integers = names.into_iter().map(str::to_owned).chain(groups).map(|rest| format!("int{bits}-{rest}"));
+    let floats = ["fp8-channel", "fp8-tensor", "fp8-block128x128", "mxfp4", "mxfp8", "nvfp4"].map(str::to_owned);
+    let one = |(index, name): (usize, String)| {
+        let rows = expert_rows * experts.unwrap_or(1);
+        let mut spec = spec(&format!("m{index}.weight"), rows, columns, codec(&name, scale));
+        let count = outliers.map(|count| count.min((rows * columns) as u64));
+        spec.codec.outliers = count.map(|count| OutlierCount { count });
+        spec.experts = experts;
+        spec.transposed = transposed;
+        spec
+    };
+    integers.chain(floats).enumerate().map(one).collect()
+}
+
+/// A Python with NumPy: that of the interoperability tests, or the system's.
+fn python() -> Option<std::path::PathBuf> {
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/bantam/interop/bin/python"));
+    home.into_iter().chain([Path::new("python3").to_owned()]).find(|python| {
+        let numpy = std::process::Command::new(python).args(["-c", "import numpy"]).output();
+        numpy.is_ok_and(|output| output.status.success())
+    })
+}
+
+#[test]
+fn the_documented_decoder_reads_every_codec_of_our_own_layout() {
+    let Some(python) = python() else {
+        eprintln!("SKIPPED: no Python with NumPy");
+        return;
+    };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats/bantam_decode.py");
+    for (experts, transposed, bits, outliers, scale) in [
+        (None, false, 3, None, ScaleFormat::BF16),
+        (None, true, 5, Some(7), ScaleFormat::F16),
+        (Some(3), true, 8, Some(7), ScaleFormat::F32),
+        (Some(2), false, 2, None, ScaleFormat::F16),
+    ] {
+        let specs = every_codec(37, 75, experts, transposed, bits, 20, outliers, scale);
+        let written = write_random(LayoutName::Bantam, &specs, 11);
+        let out = tempfile::tempdir().unwrap();
+        let run = std::process::Command::new(&python).arg(script).args([written.folder.path(), out.path()]).output();
+        let run = run.unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let read = open(written.folder.path()).unwrap();
+        for spec in &specs {
+            let source = read.rows(&spec.name, false).unwrap();
+            let mut weights = vec![0.0; source.rows() * source.columns()];
+            source.read_rows(0, &mut weights).unwrap();
+            let file = std::fs::read(out.path().join(format!("{}.npy", spec.name))).unwrap();
+            // A header that tells type and shape, then the array as it lies in memory.
+            let (header, array) = file.split_at(file.len() - weights.len() * 4);
+            let header = String::from_utf8_lossy(header);
+            assert!(header.contains("'<f4'") && header.ends_with('\n'), "{header}");
+            let decoded = array.as_chunks::<4>().0.iter().map(|&value| f32::from_le_bytes(value));
+            for (index, (got, expected)) in decoded.zip(&weights).enumerate() {
+                // FP8 has bytes that are not numbers.
+                let same = got == *expected || got.is_nan() && expected.is_nan();
+                assert!(same, "{} {:?} [{index}]: {got}, not {expected}", spec.name, spec.codec);
+            }
+        }
     }
 }
 

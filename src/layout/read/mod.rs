@@ -21,12 +21,12 @@ use std::{
 use super::LayoutError;
 use crate::{
     checkpoint::{Checkpoint, Dtype, TensorEntry, is_float},
-    codec::{Codec, CodedRows, MatrixParameters, RowSource},
+    codec::{Codec, CodecError, CodedRows, DenseRows, MatrixParameters, RowSource},
 };
 use config::{Method, QuantizationConfig};
 use matrix::CodedMatrix;
 use parts::Parts;
-use sources::{CodedSource, PlainSource, SparseMatrix, SparseSource, TurnedSource};
+use sources::{CodedSource, SparseMatrix, SparseSource, TurnedSource};
 
 /// The format of a tensor that is stored as it is.
 const PLAIN: &str = "plain";
@@ -265,17 +265,19 @@ impl LogicalCheckpoint {
         }
         let no_tensor = || LayoutError::NoSuchTensor { name: tensor.name.clone() };
         let entry: &TensorEntry = self.checkpoint.tensor(&tensor.name).ok_or_else(no_tensor)?;
+        let bytes = self.checkpoint.bytes(entry);
         let (stack, last) = entry.shape.split_at(entry.shape.len().saturating_sub(1));
-        let (mut rows, mut columns) = (stack.iter().product::<usize>(), last.first().copied().unwrap_or(1));
-        let mut turned = None;
-        if transposed && entry.shape.len() >= 2 {
-            let before = entry.shape[entry.shape.len() - 2];
-            turned = Some(columns);
-            rows = stack[..stack.len() - 1].iter().product::<usize>() * columns;
-            columns = before;
-        }
-        let released = AtomicUsize::new(0);
-        Ok(Box::new(PlainSource { checkpoint: &self.checkpoint, entry, rows, columns, turned, released }))
+        let (rows, columns) = (stack.iter().product(), last.first().copied().unwrap_or(1));
+        let source = match stack.split_last() {
+            Some((&before, stack)) if transposed => {
+                let experts: usize = stack.iter().product();
+                DenseRows::transposed(entry.dtype, bytes, experts * columns, before, experts)
+            }
+            _ => DenseRows::new(entry.dtype, bytes, rows, columns),
+        };
+        let stored = |error: CodecError| LayoutError::Value { tensor: entry.name.clone(), message: error.to_string() };
+        let release = Box::new(|range| self.checkpoint.release(entry, range));
+        Ok(Box::new(source.map_err(stored)?.on_release(release)))
     }
 }
 

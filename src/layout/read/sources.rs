@@ -23,6 +23,9 @@ fn rows_asked(first_row: usize, values: usize, columns: usize, rows: usize) -> R
     }
 }
 
+/// Rows of a coded matrix best read at once: those that packed words and cache lines across rows hold.
+const CODED_ROWS: usize = 32;
+
 /// A coded matrix as weights.
 pub(super) struct CodedSource<'a> {
     pub checkpoint: &'a Checkpoint,
@@ -49,66 +52,15 @@ impl RowSource for CodedSource<'_> {
     fn release_rows(&self, rows: Range<usize>) {
         let rows = rows.start.min(self.matrix.rows)..rows.end.min(self.matrix.rows);
         let before = self.released.fetch_add(rows.len(), Ordering::Relaxed);
-        self.matrix.codes.release(self.checkpoint, rows.clone(), before + rows.len() >= self.matrix.rows);
-    }
-}
-
-/// A plain float tensor as a matrix. `turned` says that the last two dimensions change places.
-pub(super) struct PlainSource<'a> {
-    pub checkpoint: &'a Checkpoint,
-    pub entry: &'a TensorEntry,
-    pub rows: usize,
-    pub columns: usize,
-    /// Rows of the result that lie in one matrix of a stack, when turned.
-    pub turned: Option<usize>,
-    /// As in [`CodedSource`], for turned matrices.
-    pub released: AtomicUsize,
-}
-
-impl RowSource for PlainSource<'_> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn columns(&self) -> usize {
-        self.columns
-    }
-
-    fn read_rows(&self, first_row: usize, out: &mut [f32]) -> Result<(), CodecError> {
-        let rows = rows_asked(first_row, out.len(), self.columns, self.rows)?;
-        let width = bits_of(self.entry.dtype) / 8;
-        let Some(stack_rows) = self.turned else {
-            let bytes = slice(self.checkpoint, self.entry, first_row, rows, self.columns * width);
-            decode_to_f32(self.entry.dtype, bytes, out);
-            return Ok(());
-        };
-        let mut row = 0;
-        let mut run = Vec::new();
-        while row < rows {
-            let (stack, within) = ((first_row + row) / stack_rows, (first_row + row) % stack_rows);
-            let count = (stack_rows - within).min(rows - row);
-            run.resize(count, 0.0);
-            for column in 0..self.columns {
-                let first = (stack * self.columns + column) * stack_rows + within;
-                decode_to_f32(self.entry.dtype, slice(self.checkpoint, self.entry, first, count, width), &mut run);
-                for (index, &value) in run.iter().enumerate() {
-                    out[(row + index) * self.columns + column] = value;
-                }
-            }
-            row += count;
+        let all = before + rows.len() >= self.matrix.rows;
+        if all {
+            self.released.store(0, Ordering::Relaxed);
         }
-        Ok(())
+        self.matrix.codes.release(self.checkpoint, rows, all);
     }
 
-    fn release_rows(&self, rows: Range<usize>) {
-        let rows = rows.start.min(self.rows)..rows.end.min(self.rows);
-        let width = bits_of(self.entry.dtype) / 8;
-        if self.turned.is_none() {
-            let row_bytes = self.columns * width;
-            self.checkpoint.release(self.entry, rows.start * row_bytes..rows.end * row_bytes);
-        } else if self.released.fetch_add(rows.len(), Ordering::Relaxed) + rows.len() >= self.rows {
-            self.checkpoint.release(self.entry, 0..self.checkpoint.bytes(self.entry).len());
-        }
+    fn rows_at_once(&self) -> usize {
+        CODED_ROWS
     }
 }
 
@@ -162,6 +114,10 @@ impl RowSource for SparseSource<'_> {
             (self.matrix.columns / 2 * bits_of(self.matrix.values.dtype) / 8, self.matrix.columns.div_ceil(8));
         self.checkpoint.release(&self.matrix.values, rows.start * value_bytes..rows.end * value_bytes);
         self.checkpoint.release(&self.matrix.mask, rows.start * mask_bytes..rows.end * mask_bytes);
+    }
+
+    fn rows_at_once(&self) -> usize {
+        CODED_ROWS
     }
 }
 
