@@ -1,241 +1,144 @@
-//! Finds the files of a checkpoint and refuses paths that leave it.
+//! Finds the weight files of a checkpoint.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    io::Read,
-    path::{Component, Path, PathBuf},
+    collections::BTreeSet,
+    io::ErrorKind,
+    path::{Path, PathBuf},
 };
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use super::{
+    CheckpointError,
+    confine::{Confinement, exists},
+    index::{INDEX_NAME, Index},
+    small_files::file_names,
+};
 
-use super::{CheckpointError, Config};
-
-/// Small files are read whole only up to this many bytes.
-const SMALL_FILE_CAP_BYTES: u64 = 64 << 20;
-/// An index of millions of tensors stays below this many bytes.
-const INDEX_CAP_BYTES: u64 = 256 << 20;
-const INDEX_NAME: &str = "model.safetensors.index.json";
+const WHOLE_NAME: &str = "model.safetensors";
 
 /// The weight files of a checkpoint.
 pub(super) struct Found {
-    /// The folder.
-    pub(super) root: PathBuf,
+    /// The folder, and what may be read of it.
+    pub(super) confinement: Confinement,
     /// Paths, sorted by name.
     pub(super) files: Vec<PathBuf>,
-    /// The index: its path, and tensor to file name.
-    pub(super) index: Option<(PathBuf, BTreeMap<String, String>)>,
+    /// The index, where the files were found through one.
+    pub(super) index: Option<Index>,
+    /// Whether the path names a file, not the folder.
+    pub(super) single: bool,
 }
 
+/// Finds the files of `path`. A path that the user names may be or pass through any link; only what is found from there
+/// on is confined to the folder.
 pub(super) fn discover(path: &Path) -> Result<Found, CheckpointError> {
-    let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => CheckpointError::Missing { path: path.to_owned() },
+    let facts = std::fs::metadata(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => CheckpointError::Missing { path: path.to_owned() },
         _ => CheckpointError::Io { doing: "read", path: path.to_owned(), source },
     })?;
-    if metadata.is_dir() {
+    if facts.is_dir() {
         return in_folder(path);
     }
-    if path.extension().is_none_or(|extension| extension != "safetensors") {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if is_pickle(&name) {
+        return Err(CheckpointError::Pickle { file: path.to_owned() });
+    }
+    if !is_safetensors(&name) {
         return Err(CheckpointError::NotSafetensors { path: path.to_owned() });
     }
-    let root = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(Found { root: root.to_owned(), files: vec![path.to_owned()], index: None })
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(Found { confinement: Confinement::new(folder)?, files: vec![path.to_owned()], index: None, single: true })
 }
 
+/// One `model.safetensors` goes before an index, as in transformers; without either, every safetensors file is a shard.
 fn in_folder(folder: &Path) -> Result<Found, CheckpointError> {
-    let root = folder.to_owned();
-    let whole = folder.join("model.safetensors");
-    if whole.exists() {
-        require_inside(folder, &whole, folder, "model.safetensors")?;
-        return Ok(Found { root, files: vec![whole], index: None });
-    }
-    let index_path = folder.join(INDEX_NAME);
-    if index_path.exists() {
-        require_inside(folder, &index_path, folder, INDEX_NAME)?;
-        let map = read_index(&index_path)?;
-        let mut files = BTreeSet::new();
-        for (tensor, name) in &map {
-            if !files.contains(&folder.join(name)) {
-                files.insert(indexed_file(folder, &index_path, tensor, name)?);
-            }
-        }
-        return Ok(Found { root, files: files.into_iter().collect(), index: Some((index_path, map)) });
-    }
-    let names = file_names(folder)?;
-    let files: Vec<PathBuf> =
-        names.iter().filter(|name| name.ends_with(".safetensors")).map(|name| folder.join(name)).collect();
-    for (path, name) in files.iter().zip(names.iter().filter(|name| name.ends_with(".safetensors"))) {
-        require_inside(folder, path, folder, name)?;
-    }
-    if !files.is_empty() {
-        return Ok(Found { root, files, index: None });
-    }
-    let pickle = names.iter().find(|name| {
-        let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
-        matches!(extension, Some("bin" | "pt" | "pth" | "ckpt"))
-    });
-    Err(match pickle {
-        Some(file) => CheckpointError::Pickle { folder: root, file: file.clone() },
-        None => CheckpointError::NoWeights { folder: root },
-    })
-}
-
-fn indexed_file(folder: &Path, index: &Path, tensor: &str, name: &str) -> Result<PathBuf, CheckpointError> {
-    let relative = Path::new(name);
-    let plain = relative.components().all(|part| matches!(part, Component::Normal(_))) && !name.is_empty();
-    if !plain || relative.is_absolute() {
-        return Err(CheckpointError::Outside { from: index.to_owned(), name: name.to_owned() });
-    }
-    let path = folder.join(relative);
-    if !path.is_file() {
-        let (index, file, tensor) = (index.to_owned(), name.to_owned(), tensor.to_owned());
-        return Err(CheckpointError::IndexedFileMissing { index, file, tensor });
-    }
-    require_inside(folder, &path, index, name)?;
-    Ok(path)
-}
-
-/// A file may be a link only to inside its folder, or, in a hub cache (`…/snapshots/REVISION/`), to the cache's blobs.
-fn require_inside(folder: &Path, path: &Path, from: &Path, name: &str) -> Result<(), CheckpointError> {
-    let canonical = |path: &Path| {
-        path.canonicalize().map_err(|source| CheckpointError::Io { doing: "resolve", path: path.to_owned(), source })
+    let confinement = Confinement::new(folder)?;
+    let (whole, index_path) = (folder.join(WHOLE_NAME), folder.join(INDEX_NAME));
+    let index = if exists(&index_path) {
+        confinement.check(&index_path)?;
+        Some(Index::read(&index_path)?)
+    } else {
+        None
     };
-    let (root, target) = (canonical(folder)?, canonical(path)?);
-    let blobs = root
-        .parent()
-        .filter(|parent| parent.ends_with("snapshots"))
-        .and_then(Path::parent)
-        .map(|cache| cache.join("blobs"));
-    if target.starts_with(&root) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
-        return Ok(());
-    }
-    Err(CheckpointError::Outside { from: from.to_owned(), name: name.to_owned() })
-}
-
-/// Names of the regular files (links followed) of a folder, sorted.
-pub(super) fn file_names(folder: &Path) -> Result<Vec<String>, CheckpointError> {
-    let io = |source| CheckpointError::Io { doing: "read folder", path: folder.to_owned(), source };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        if let (true, Ok(name)) = (entry.path().is_file(), entry.file_name().into_string()) {
-            names.push(name);
+    let (files, index) = match (exists(&whole), index) {
+        (true, Some(index)) if index.weight_map.values().any(|file| file != WHOLE_NAME) => {
+            // An index left over from before the shards were merged is harmless; shards that are still there are not.
+            if let Some(file) = index.weight_map.values().find(|file| *file != WHOLE_NAME && exists(&folder.join(file)))
+            {
+                return Err(CheckpointError::Ambiguous { folder: folder.to_owned(), file: file.clone() });
+            }
+            (vec![whole], None)
         }
+        (true, index) => (vec![whole], index),
+        (false, Some(index)) => (indexed_files(folder, &index)?, Some(index)),
+        (false, None) => (unindexed_files(folder)?, None),
+    };
+    for file in &files {
+        confinement.check(file)?;
     }
-    names.sort();
-    Ok(names)
+    Ok(Found { confinement, files, index, single: false })
 }
 
-/// The small files to carry along: everything in the folder itself that is neither weights, nor made anew, nor left over
-/// from another quantization. Sub-folders and hidden files stay behind.
-pub(super) fn companions(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    const MADE_ANEW: [&str; 7] = [
-        "config.json",
-        "manifest.json",
-        "run.json",
-        "quantize_config.json",
-        "quant_config.json",
-        "hf_quant_config.json",
-        "recipe.yaml",
-    ];
-    const WEIGHTS: [&str; 11] =
-        ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data", "npz"];
-    let mut companions = Vec::new();
-    for name in file_names(folder)? {
-        let path = folder.join(&name);
-        let weights = path.extension().and_then(|e| e.to_str()).is_some_and(|extension| WEIGHTS.contains(&extension));
-        if weights || name.starts_with('.') || name.ends_with(".index.json") || MADE_ANEW.contains(&name.as_str()) {
+fn indexed_files(folder: &Path, index: &Index) -> Result<Vec<PathBuf>, CheckpointError> {
+    let mut files = BTreeSet::new();
+    for (tensor, file) in &index.weight_map {
+        let path = folder.join(file);
+        if files.contains(&path) {
             continue;
         }
-        require_inside(folder, &path, folder, &name)?;
-        companions.push(path);
-    }
-    Ok(companions)
-}
-
-/// `config.json` of the folder, where there is one.
-pub(super) fn config(folder: &Path) -> Result<Option<Config>, CheckpointError> {
-    let path = folder.join("config.json");
-    if !path.exists() {
-        return Ok(None);
-    }
-    require_inside(folder, &path, folder, "config.json")?;
-    let text = read_text(&path, SMALL_FILE_CAP_BYTES)?;
-    let wrong = |message: String| CheckpointError::Json { file: path.clone(), message };
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| wrong(format!("not valid JSON: {error}")))?;
-    if !value.is_object() {
-        return Err(wrong("expected a JSON object".into()));
-    }
-    serde_json::from_str::<UniqueKeys>(&text).map_err(|error| wrong(error.to_string()))?;
-    Ok(Some(Config { text, value }))
-}
-
-fn read_text(path: &Path, cap: u64) -> Result<String, CheckpointError> {
-    let io = |source| CheckpointError::Io { doing: "read", path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(io)?;
-    let bytes = file.metadata().map_err(io)?.len();
-    if bytes > cap {
-        return Err(CheckpointError::TooLarge { file: path.to_owned(), bytes, cap });
-    }
-    let mut text = String::new();
-    file.take(cap).read_to_string(&mut text).map_err(io)?;
-    Ok(text)
-}
-
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: Entries,
-    }
-    let text = read_text(path, INDEX_CAP_BYTES)?;
-    let wrong = |message: String| CheckpointError::Json { file: path.to_owned(), message };
-    let index: Index = serde_json::from_str(&text).map_err(|error| wrong(format!("not a weight index: {error}")))?;
-    if index.weight_map.0.is_empty() {
-        return Err(wrong("`weight_map` names no tensor".into()));
-    }
-    Ok(index.weight_map.0)
-}
-
-/// A map of strings whose keys are all different.
-struct Entries(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        unique_map(deserializer).map(Entries)
-    }
-}
-
-/// An object whose keys are all different, whatever its values.
-struct UniqueKeys;
-
-impl<'de> Deserialize<'de> for UniqueKeys {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        unique_map::<D, serde::de::IgnoredAny>(deserializer).map(|_| Self)
-    }
-}
-
-fn unique_map<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<BTreeMap<String, V>, D::Error> {
-    struct Unique<V>(std::marker::PhantomData<V>);
-    impl<'de, V: Deserialize<'de>> Visitor<'de> for Unique<V> {
-        type Value = BTreeMap<String, V>;
-
-        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("an object")
+        if !exists(&path) {
+            let (index, file, tensor) = (index.path.clone(), file.clone(), tensor.clone());
+            return Err(CheckpointError::IndexedFileMissing { index, file, tensor });
         }
+        files.insert(path);
+    }
+    Ok(files.into_iter().collect())
+}
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut entries = BTreeMap::new();
-            while let Some((key, value)) = map.next_entry::<String, V>()? {
-                if let Some((key, _)) = entries.get_key_value(&key) {
-                    return Err(serde::de::Error::custom(format!("the key `{key}` stands twice")));
-                }
-                entries.insert(key, value);
-            }
-            Ok(entries)
+fn unindexed_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let names = file_names(folder)?;
+    let shards: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
+    if shards.is_empty() {
+        return Err(match names.iter().find(|name| is_pickle(name) || name.ends_with(".bin.index.json")) {
+            Some(name) => CheckpointError::Pickle { file: folder.join(name) },
+            None => CheckpointError::NoWeights { folder: folder.to_owned() },
+        });
+    }
+    check_complete(folder, &shards)?;
+    Ok(shards.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Without an index only the names `…-00001-of-00003.safetensors` tell that a shard is missing.
+fn check_complete(folder: &Path, shards: &[&String]) -> Result<(), CheckpointError> {
+    for shard in shards {
+        let Some((stem, digits, expected)) = shard_number(shard) else { continue };
+        let name = |number: usize| format!("{stem}-{number:0digits$}-of-{expected:0digits$}.safetensors");
+        let is_there = |number: &usize| shards.binary_search(&&name(*number)).is_ok();
+        // A hostile count must not cost time: more shards than files are missing one among the first of them.
+        if let Some(missing) = (1..=expected).take(shards.len() + 1).find(|number| !is_there(number)) {
+            let found = shards.iter().filter(|other| shard_number(other) == Some((stem, digits, expected))).count();
+            let (folder, file, missing) = (folder.to_owned(), (*shard).clone(), name(missing));
+            return Err(CheckpointError::ShardMissing { folder, file, missing, found, expected });
         }
     }
-    deserializer.deserialize_map(Unique(std::marker::PhantomData))
+    Ok(())
+}
+
+/// Stem, digits and total of `STEM-00001-of-00003.safetensors`.
+fn shard_number(name: &str) -> Option<(&str, usize, usize)> {
+    let (rest, total) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let all_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !all_digits(number) || !all_digits(total) || number.len() != total.len() {
+        return None;
+    }
+    number.parse::<usize>().ok()?;
+    Some((stem, total.len(), total.parse().ok()?))
+}
+
+fn is_safetensors(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "safetensors")
+}
+
+fn is_pickle(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    matches!(extension, "bin" | "pt" | "pth" | "ckpt")
 }

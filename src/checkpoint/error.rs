@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use super::Dtype;
+
 /// What is wrong with a checkpoint. Messages name the file, the tensor and the numbers.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the fields are what their messages say")]
@@ -13,14 +15,31 @@ pub enum CheckpointError {
     #[error("there is no checkpoint at `{path}`: no such file or folder")]
     Missing { path: PathBuf },
     /// The folder holds no weights.
-    #[error("`{folder}` holds no weights: expected model.safetensors, or model.safetensors.index.json with its shards")]
+    #[error(
+        "`{folder}` holds no weights: expected model.safetensors, model.safetensors.index.json with its shards, or any *.safetensors"
+    )]
     NoWeights { folder: PathBuf },
-    /// The folder holds weights that only executing a pickle would read.
-    #[error("`{folder}` holds `{file}`, a pickle, and no safetensors; bantam never executes a pickle")]
-    Pickle { folder: PathBuf, file: String },
+    /// The weights hold no tensor.
+    #[error("`{path}` holds no tensor")]
+    NoTensors { path: PathBuf },
+    /// The weights can only be read by executing a pickle.
+    #[error("`{file}` is a pickle, and there is no safetensors beside it; bantam never executes a pickle")]
+    Pickle { file: PathBuf },
     /// The file is not of the format.
     #[error("`{path}` is not a safetensors file: expected a name that ends in .safetensors")]
     NotSafetensors { path: PathBuf },
+    /// A folder, pipe, socket or device where a file should be.
+    #[error("`{path}` is not a regular file")]
+    NotAFile { path: PathBuf },
+    /// `model.safetensors` and an index of other files, both there.
+    #[error(
+        "`{folder}` holds both model.safetensors and `{file}`, which model.safetensors.index.json names: which is the model?"
+    )]
+    Ambiguous { folder: PathBuf, file: String },
+    /// A shard's name says that there are more of them.
+    #[error("`{folder}` holds {found} of the {expected} shards that `{file}` is one of; `{missing}` is missing")]
+    ShardMissing { folder: PathBuf, file: String, missing: String, found: usize, expected: usize },
+
     /// Shorter than the length of a header.
     #[error(
         "`{file}` has {bytes} bytes, fewer than the 8 that hold the header's length: it is truncated or not safetensors"
@@ -33,63 +52,100 @@ pub enum CheckpointError {
     #[error("`{file}` says its header has {length} bytes, but the file has only {file_bytes}: it is truncated")]
     HeaderBeyondFile { file: PathBuf, length: u64, file_bytes: u64 },
     /// The header does not start like one.
-    #[error("`{file}`: the header must start with `{{`, but its first byte is {first:?}")]
-    HeaderStart { file: PathBuf, first: Option<u8> },
+    #[error("`{file}`: the header must start with `{{`, found {first}")]
+    HeaderStart { file: PathBuf, first: String },
+    /// The header is not text.
+    #[error("`{file}`: the header is not UTF-8 at its byte {offset}")]
+    HeaderNotUtf8 { file: PathBuf, offset: usize },
     /// The header is not JSON.
-    #[error("`{file}`: the header is not valid: {message}")]
+    #[error("`{file}`: the header is not valid JSON: {}", shown(.message))]
     HeaderNotJson { file: PathBuf, message: String },
+    /// An entry of the header has the wrong form.
+    #[error("`{file}`: the header's entry `{}` is wrong: {}", shown(.tensor), shown(.message))]
+    WrongEntry { file: PathBuf, tensor: String, message: String },
+    /// A key of the header or its metadata stands twice.
+    #[error("`{file}`: the key `{}` stands twice in the header", shown(.key))]
+    DuplicateKey { file: PathBuf, key: String },
+    /// A metadata value is not a string.
+    #[error("`{file}`: the metadata `{}` is not a string: {}", shown(.key), shown(.message))]
+    MetadataNotText { file: PathBuf, key: String, message: String },
     /// Two tensors of one name in one file.
-    #[error("`{file}`: the name `{tensor}` stands twice in the header")]
-    DuplicateName { file: PathBuf, tensor: String },
-    /// Two tensors of one name in two files.
-    #[error("tensor `{tensor}` is in `{first}` and in `{second}`")]
-    DuplicateAcrossFiles { tensor: String, first: PathBuf, second: PathBuf },
+    #[error("`{file}`: tensor `{}` stands twice in the header", shown(.tensor))]
+    DuplicateTensor { file: PathBuf, tensor: String },
+    /// A field of a tensor stands twice.
+    #[error("`{file}`: tensor `{}` has `{field}` twice", shown(.tensor))]
+    DuplicateField { file: PathBuf, tensor: String, field: &'static str },
+    /// A field of a tensor is absent.
+    #[error("`{file}`: tensor `{}` has no `{field}`", shown(.tensor))]
+    MissingField { file: PathBuf, tensor: String, field: &'static str },
+    /// A field that the format does not have.
+    #[error("`{file}`: tensor `{}` has the unknown field `{}`; the format has dtype, shape and data_offsets", shown(.tensor), shown(.field))]
+    UnknownField { file: PathBuf, tensor: String, field: String },
     /// An element type that the format does not have.
-    #[error("`{file}`: tensor `{tensor}` has the unknown dtype `{dtype}`")]
+    #[error("`{file}`: tensor `{}` has the unknown dtype `{}`", shown(.tensor), shown(.dtype))]
     UnknownDtype { file: PathBuf, tensor: String, dtype: String },
     /// Begin behind end.
-    #[error("`{file}`: tensor `{tensor}` begins at {begin} and ends before that, at {end}")]
-    OffsetsBackwards { file: PathBuf, tensor: String, begin: u64, end: u64 },
+    #[error("`{file}`: tensor `{}` begins at {begin} and ends before that, at {end}", shown(.tensor))]
+    OffsetsOutOfOrder { file: PathBuf, tensor: String, begin: u64, end: u64 },
     /// Outside the data.
-    #[error(
-        "`{file}`: tensor `{tensor}` lies at {begin}..{end}, but the data has only {data_bytes} bytes: the file is truncated or the header is wrong"
-    )]
-    OffsetsBeyondData { file: PathBuf, tensor: String, begin: u64, end: u64, data_bytes: u64 },
+    #[error("`{file}`: tensor `{}` lies at {begin}..{end}, outside the data's {data_bytes} bytes", shown(.tensor))]
+    OffsetsOutOfRange { file: PathBuf, tensor: String, begin: u64, end: u64, data_bytes: u64 },
     /// The shape's product does not fit 64 bits.
-    #[error("`{file}`: the shape {shape:?} of tensor `{tensor}` has more elements than can be counted")]
-    ShapeOverflow { file: PathBuf, tensor: String, shape: Vec<u64> },
+    #[error("`{file}`: the size of tensor `{}`, {dtype} {shape:?}, does not fit 64 bits", shown(.tensor))]
+    ShapeOverflow { file: PathBuf, tensor: String, dtype: Dtype, shape: Vec<usize> },
     /// Sub-byte elements that do not fill the last byte.
-    #[error("`{file}`: tensor `{tensor}` has {bits} bits, which is not a whole number of bytes")]
-    PartialByte { file: PathBuf, tensor: String, bits: u64 },
+    #[error("`{file}`: tensor `{}`, {dtype} {shape:?}, has {bits} bits, which is not a whole number of bytes", shown(.tensor))]
+    PartialByte { file: PathBuf, tensor: String, dtype: Dtype, shape: Vec<usize>, bits: u64 },
     /// dtype × shape ≠ bytes.
-    #[error("`{file}`: tensor `{tensor}` of {dtype} {shape:?} needs {expected} bytes, its offsets hold {got}")]
-    WrongBytes { file: PathBuf, tensor: String, dtype: String, shape: Vec<u64>, expected: u64, got: u64 },
+    #[error("`{file}`: tensor `{}`, {dtype} {shape:?}, needs {expected} bytes, its offsets hold {got}", shown(.tensor))]
+    WrongBytes { file: PathBuf, tensor: String, dtype: Dtype, shape: Vec<usize>, expected: u64, got: u64 },
     /// Two tensors share bytes.
-    #[error("`{file}`: tensor `{tensor}` begins at {begin}, inside tensor `{other}`, which ends at {end}")]
-    Overlap { file: PathBuf, tensor: String, other: String, begin: u64, end: u64 },
+    #[error("`{file}`: tensor `{}` begins at {begin}, inside tensor `{}`, which ends at {end}", shown(.tensor), shown(.other))]
+    Overlap { file: PathBuf, tensor: String, begin: u64, other: String, end: u64 },
     /// Bytes before a tensor belong to none.
-    #[error("`{file}`: the bytes {begin}..{end} before tensor `{tensor}` belong to no tensor")]
+    #[error("`{file}`: the bytes {begin}..{end} before tensor `{}` belong to no tensor", shown(.tensor))]
     Hole { file: PathBuf, tensor: String, begin: u64, end: u64 },
+    /// The file ends before its tensors do.
+    #[error("`{file}` is truncated: its header describes {expected} bytes, the file has {got} and ends before tensor `{}` does", shown(.tensor))]
+    Truncated { file: PathBuf, tensor: String, expected: u64, got: u64 },
     /// Bytes behind the last tensor.
-    #[error("`{file}`: the tensors cover {covered} bytes of data, the file has {data_bytes}")]
-    Trailing { file: PathBuf, covered: u64, data_bytes: u64 },
+    #[error(
+        "`{file}`: the tensors cover {covered} of {data_bytes} bytes of data; the last {trailing} belong to no tensor"
+    )]
+    TrailingBytes { file: PathBuf, covered: u64, data_bytes: u64, trailing: u64 },
+
+    /// Two tensors of one name in two files.
+    #[error("tensor `{}` is in `{first}` and in `{second}`", shown(.tensor))]
+    DuplicateAcrossFiles { tensor: String, first: PathBuf, second: PathBuf },
     /// A JSON file beside the weights is wrong.
-    #[error("`{file}`: {message}")]
+    #[error("`{file}`: {}", shown(.message))]
     Json { file: PathBuf, message: String },
+    /// A key of a JSON file beside the weights stands twice.
+    #[error("`{file}`: the key `{}` stands twice", shown(.key))]
+    JsonKeyTwice { file: PathBuf, key: String },
     /// A small file is not small.
     #[error("`{file}` has {bytes} bytes; at most {cap} are read")]
     TooLarge { file: PathBuf, bytes: u64, cap: u64 },
-    /// A file of the checkpoint leaves its folder.
-    #[error("`{from}` names `{name}`, which lies outside the checkpoint's folder")]
-    Outside { from: PathBuf, name: String },
+    /// The index names a path that is absolute or climbs out of the folder.
+    #[error("`{index}` names `{}` for tensor `{}`: not a path inside the checkpoint's folder", shown(.file), shown(.tensor))]
+    IndexedFileOutside { index: PathBuf, file: String, tensor: String },
+    /// A link out of the folder.
+    #[error("`{link}` is a link to `{target}`, outside the checkpoint's folder")]
+    LinkOutside { link: PathBuf, target: PathBuf },
+    /// A link to nothing.
+    #[error("`{link}` is a link to `{target}`, where there is nothing")]
+    LinkBroken { link: PathBuf, target: PathBuf },
     /// The index names a file that is not there.
-    #[error("`{index}` names `{file}` for tensor `{tensor}`, and there is no such file")]
+    #[error("`{index}` names `{}` for tensor `{}`, and there is no such file", shown(.file), shown(.tensor))]
     IndexedFileMissing { index: PathBuf, file: String, tensor: String },
+    /// The index names files of another format.
+    #[error("`{index}` names `{}` for tensor `{}`: not a safetensors file", shown(.file), shown(.tensor))]
+    IndexedFileFormat { index: PathBuf, file: String, tensor: String },
     /// The index names the wrong file.
-    #[error("`{index}` says that tensor `{tensor}` is in `{file}`, but it is not")]
+    #[error("`{index}` says that tensor `{}` is in `{}`, which does not hold it", shown(.tensor), shown(.file))]
     IndexedTensorMissing { index: PathBuf, file: String, tensor: String },
     /// A shard holds what the index does not name.
-    #[error("`{file}` holds tensor `{tensor}`, which `{index}` does not name for it")]
+    #[error("`{file}` holds tensor `{}`, which `{index}` does not name", shown(.tensor))]
     NotIndexed { index: PathBuf, file: PathBuf, tensor: String },
 }
 
@@ -98,19 +154,54 @@ impl CheckpointError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Pickle { .. } => "convert it once with the model's own library: \
-                `AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW)` writes safetensors"
+            Self::Pickle { .. } | Self::IndexedFileFormat { .. } => "convert it once with transformers: \
+                `AutoModelForCausalLM.from_pretrained(DIR, dtype=\"auto\").save_pretrained(NEW)` writes safetensors; \
+                do so only for a model that you trust, since reading a pickle executes it"
                 .into(),
             Self::HeaderBeyondFile { .. }
             | Self::TooShort { .. }
-            | Self::OffsetsBeyondData { .. }
-            | Self::Trailing { .. }
+            | Self::Truncated { .. }
+            | Self::LinkBroken { .. }
+            | Self::ShardMissing { .. }
             | Self::IndexedFileMissing { .. } => "the download may be incomplete: fetch the file again".into(),
-            Self::Outside { .. } => {
+            Self::LinkOutside { .. } | Self::IndexedFileOutside { .. } => {
                 "only files of the folder itself are read, or a hub cache's own blobs; copy the file there".into()
             }
+            Self::NotIndexed { .. } => "if the index is stale, delete it: every *.safetensors is read then".into(),
+            Self::Ambiguous { .. } => "move one of the two away, or name the file itself".into(),
             Self::Missing { .. } | Self::NoWeights { .. } => "name the folder that holds config.json".into(),
             _ => return None,
         })
+    }
+}
+
+/// A name from a file as a message shows it: cut when very long, control characters escaped, so that a hostile name
+/// neither floods nor steers a terminal.
+fn shown(text: &str) -> String {
+    const MOST_CHARACTERS: usize = 200;
+    let mut shown = String::new();
+    for (index, character) in text.chars().enumerate() {
+        if index == MOST_CHARACTERS {
+            shown.push('…');
+            break;
+        }
+        if character.is_control() {
+            shown.extend(character.escape_debug());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_are_shown_harmless_and_short() {
+        assert_eq!(shown("model.näme \"x\""), "model.näme \"x\"");
+        assert_eq!(shown("\u{1b}[2J\n"), "\\u{1b}[2J\\n");
+        assert_eq!(shown(&"x".repeat(1000)).chars().count(), 201);
     }
 }

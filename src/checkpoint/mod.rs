@@ -3,20 +3,24 @@
 //! Physical level: named tensors as stored. What they mean (codes, scales, dense weights) is [`crate::layout`]'s.
 
 pub mod config_text;
+mod confine;
 mod discover;
 mod dtype;
 mod error;
 mod finite;
 pub mod header;
+mod index;
+mod json;
 mod mapped;
 mod parse;
+mod small_files;
 
+pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
 pub use error::CheckpointError;
 pub use finite::{NonFiniteReport, scan_non_finite};
 pub use header::{canonical_order, header_bytes, write_file};
-
-pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
-use parse::HeaderTensor;
+pub use index::Index;
+pub use parse::{HEADER_CAP_BYTES, Header, HeaderTensor, MAXIMUM_RANK, parse_header};
 
 use std::{
     collections::BTreeMap,
@@ -50,7 +54,7 @@ pub struct SourceFile {
     pub bytes: u64,
     /// The header's `__metadata__`.
     pub metadata: BTreeMap<String, String>,
-    map: memmap2::Mmap,
+    map: mapped::MappedFile,
 }
 
 /// A checkpoint: a folder of safetensors, or one file, mapped and validated.
@@ -73,39 +77,41 @@ pub struct Config {
 }
 
 impl Checkpoint {
-    /// Opens `path`: a folder with `model.safetensors`, or with shards and an index, or one `.safetensors` file, or a
-    /// hub-cache snapshot (links into its own blobs). Every header is validated; no weight is read.
+    /// Opens `path`: a folder with `model.safetensors`, or with shards and an index, or with shards alone, or one
+    /// `.safetensors` file, or a hub-cache snapshot (links into its own blobs). Every header is validated; no weight is
+    /// read.
     ///
     /// # Errors
     /// [`CheckpointError`], one variant per way in which the input can be wrong.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let found = discover::discover(path)?;
-        let mut files = Vec::with_capacity(found.files.len());
+        let root = found.confinement.folder().to_owned();
+        let mut files: Vec<SourceFile> = Vec::with_capacity(found.files.len());
         let mut tensors: BTreeMap<String, TensorEntry> = BTreeMap::new();
         for (file, path) in found.files.into_iter().enumerate() {
-            let map = mapped::map(&path)?;
-            let bytes = map.len() as u64;
-            let header = parse::parse_header(&path, &map, bytes)?;
-            for tensor in header.tensors {
-                let HeaderTensor { name, dtype, shape, offset, bytes } = tensor;
+            let map = mapped::MappedFile::open(&path)?;
+            let bytes = map.bytes().len() as u64;
+            let header = parse_header(&path, map.bytes(), bytes)?;
+            for HeaderTensor { name, dtype, shape, offset, bytes } in header.tensors {
                 let entry = TensorEntry { name: name.clone(), dtype, shape, file, offset, bytes };
-                if let Some(first) = tensors.insert(name, entry) {
-                    let first_path =
-                        files.get(first.file).map_or_else(|| path.clone(), |f: &SourceFile| f.path.clone());
-                    return Err(CheckpointError::DuplicateAcrossFiles {
-                        tensor: first.name,
-                        first: first_path,
-                        second: path,
-                    });
+                if let Some(TensorEntry { name: tensor, file, .. }) = tensors.insert(name, entry) {
+                    let first = files[file].path.clone();
+                    return Err(CheckpointError::DuplicateAcrossFiles { tensor, first, second: path });
                 }
             }
             files.push(SourceFile { path, bytes, metadata: header.metadata, map });
         }
-        if let Some((index, map)) = found.index {
-            check_index(index, &map, &tensors, &files)?;
+        if tensors.is_empty() {
+            return Err(CheckpointError::NoTensors { path: path.to_owned() });
         }
-        let (config, companions) = (discover::config(&found.root)?, discover::companions(&found.root)?);
-        Ok(Self { root: found.root, files, tensors, config, companions })
+        if let Some(index) = found.index {
+            index.check(&root, &tensors, &files)?;
+        }
+        let config = small_files::config(&found.confinement)?;
+        // A lone file may lie in a folder of anything; only beside a model's configuration are its neighbours the model's.
+        let companions =
+            if found.single && config.is_none() { Vec::new() } else { small_files::companions(&found.confinement)? };
+        Ok(Self { root, files, tensors, config, companions })
     }
 
     /// The folder the checkpoint lies in.
@@ -147,49 +153,29 @@ impl Checkpoint {
     /// The stored bytes of a tensor of this checkpoint. Little-endian, at any alignment.
     #[must_use]
     pub fn bytes(&self, entry: &TensorEntry) -> &[u8] {
-        let start = usize::try_from(entry.offset).expect("validated against the map's length");
-        let length = usize::try_from(entry.bytes).expect("validated against the map's length");
-        &self.files[entry.file].map[start..start + length]
-    }
-
-    /// Says that bytes of this tensor will be read soon: the disk can begin.
-    pub fn announce(&self, entry: &TensorEntry, range: Range<usize>) {
-        let start = usize::try_from(entry.offset).expect("validated against the map's length");
-        mapped::announce(&self.files[entry.file].map, start + range.start..start + range.end);
-    }
-
-    /// Says that bytes of this tensor are read now, all of them: their pages are mapped in one go.
-    pub fn populate(&self, entry: &TensorEntry, range: Range<usize>) {
-        let start = usize::try_from(entry.offset).expect("validated against the map's length");
-        mapped::populate(&self.files[entry.file].map, start + range.start..start + range.end);
+        &self.files[entry.file].map.bytes()[within_file(entry, 0..usize::MAX)]
     }
 
     /// Gives the mapped pages that `range` touches (bytes of this tensor) back to the system; reading them again is
     /// allowed and costs a page fault.
     pub fn release(&self, entry: &TensorEntry, range: Range<usize>) {
-        let start = usize::try_from(entry.offset).expect("validated against the map's length");
-        mapped::release(&self.files[entry.file].map, start + range.start..start + range.end);
+        self.files[entry.file].map.release(within_file(entry, range));
+    }
+
+    /// Says that bytes of this tensor will be read soon: the disk can begin.
+    pub fn announce(&self, entry: &TensorEntry, range: Range<usize>) {
+        self.files[entry.file].map.announce(within_file(entry, range));
+    }
+
+    /// Says that bytes of this tensor are read now, all of them: their pages are mapped in one go.
+    pub fn populate(&self, entry: &TensorEntry, range: Range<usize>) {
+        self.files[entry.file].map.populate(within_file(entry, range));
     }
 }
 
-/// The index and the files must say the same of every tensor.
-fn check_index(
-    index: PathBuf,
-    map: &BTreeMap<String, String>,
-    tensors: &BTreeMap<String, TensorEntry>,
-    files: &[SourceFile],
-) -> Result<(), CheckpointError> {
-    for (tensor, file) in map {
-        let held = tensors.get(tensor).is_some_and(|entry| files[entry.file].path.ends_with(file));
-        if !held {
-            return Err(CheckpointError::IndexedTensorMissing { index, file: file.clone(), tensor: tensor.clone() });
-        }
-    }
-    match tensors.values().find(|entry| !map.contains_key(&entry.name)) {
-        Some(entry) => {
-            let (file, tensor) = (files[entry.file].path.clone(), entry.name.clone());
-            Err(CheckpointError::NotIndexed { index, file, tensor })
-        }
-        None => Ok(()),
-    }
+/// A range of a tensor's bytes, cut to the tensor, as a range of its file.
+fn within_file(entry: &TensorEntry, range: Range<usize>) -> Range<usize> {
+    let start = usize::try_from(entry.offset).expect("validated against the map's length");
+    let length = usize::try_from(entry.bytes).expect("validated against the map's length");
+    start + range.start.min(length)..start + range.end.min(length)
 }
