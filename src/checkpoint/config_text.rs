@@ -110,14 +110,13 @@ fn end_of_value(bytes: &[u8], start: usize) -> usize {
                 continue;
             }
             b'{' | b'[' => depth += 1,
-            b'}' | b']' if depth == 0 => return trim_end(bytes, start, at),
+            b'}' | b']' | b',' if depth == 0 => return trim_end(bytes, start, at),
             b'}' | b']' => {
                 depth -= 1;
                 if depth == 0 {
                     return at + 1;
                 }
             }
-            b',' if depth == 0 => return trim_end(bytes, start, at),
             _ => {}
         }
         at += 1;

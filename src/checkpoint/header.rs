@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use super::{Dtype, bits_of};
 
-/// `__metadata__` of every file that bantam writes: what transformers expects of a checkpoint of PyTorch's layout.
+/// `__metadata__` of every file that bantam writes: what transformers asks for before it loads one.
 pub const METADATA: &[(&str, &str)] = &[("format", "pt")];
 
 /// Bytes of the length that stands before the header.
@@ -57,7 +57,15 @@ pub fn header_bytes<'a>(
         let end = offset.checked_add(bytes).expect("a planned file fits 64 bits");
         push_json_string(&mut json, name);
         let sides = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        json.push_str(&format!(":{{\"dtype\":\"{dtype}\",\"shape\":[{sides}],\"data_offsets\":[{offset},{end}]}}"));
+        json.push_str(":{\"dtype\":\"");
+        json.push_str(&dtype.to_string());
+        json.push_str("\",\"shape\":[");
+        json.push_str(&sides);
+        json.push_str("],\"data_offsets\":[");
+        json.push_str(&offset.to_string());
+        json.push(',');
+        json.push_str(&end.to_string());
+        json.push_str("]}");
         offset = end;
     }
     json.push('}');

@@ -49,7 +49,7 @@ impl Index {
             if !is_inside(Path::new(&file)) {
                 return Err(CheckpointError::IndexedFileOutside { index, file, tensor });
             }
-            if !Path::new(&file).extension().is_some_and(|extension| extension == "safetensors") {
+            if Path::new(&file).extension().is_none_or(|extension| extension != "safetensors") {
                 return Err(CheckpointError::IndexedFileFormat { index, file, tensor });
             }
         }
@@ -64,7 +64,7 @@ impl Index {
         files: &[SourceFile],
     ) -> Result<(), CheckpointError> {
         for (tensor, file) in &self.weight_map {
-            if !tensors.get(tensor).is_some_and(|entry| files[entry.file].path == root.join(file)) {
+            if tensors.get(tensor).is_none_or(|entry| files[entry.file].path != root.join(file)) {
                 let (index, file, tensor) = (self.path.clone(), file.clone(), tensor.clone());
                 return Err(CheckpointError::IndexedTensorMissing { index, file, tensor });
             }

@@ -18,7 +18,7 @@ mod small_files;
 pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
 pub use error::CheckpointError;
 pub use finite::{NonFiniteReport, scan_non_finite};
-pub use header::{canonical_order, header_bytes, write_file};
+pub use header::{METADATA, canonical_order, data_bytes, header_bytes, write_file};
 pub use index::Index;
 pub use parse::{HEADER_CAP_BYTES, Header, HeaderTensor, MAXIMUM_RANK, parse_header};
 

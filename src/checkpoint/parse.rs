@@ -252,12 +252,11 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
                 let file = self.0.path.to_owned();
                 return Err(self.0.refuse(CheckpointError::DuplicateKey { file, key }));
             }
-            let value = map.next_value::<String>().map_err(|error| {
+            let value = map.next_value::<String>().inspect_err(|error| {
                 if self.0.defect.borrow().is_none() {
                     let (file, key, message) = (self.0.path.to_owned(), key.clone(), error.to_string());
                     self.0.defect.replace(Some(CheckpointError::MetadataNotText { file, key, message }));
                 }
-                error
             })?;
             entries.insert(key, value);
         }
