@@ -1,5 +1,7 @@
 //! Hostile and odd checkpoints through the library: each is refused with its own message, or read as it stands.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 /// Asserts that the error is of that variant.
 macro_rules! assert_variant {
     ($error:expr, $variant:ident) => {{
@@ -39,10 +41,7 @@ fn write_tensor(path: &Path, name: &str) {
 /// Opens what must be refused and checks that the message names all of `parts`.
 #[track_caller]
 fn refusal(path: &Path, parts: &[&str]) -> CheckpointError {
-    let error = match Checkpoint::open(path) {
-        Ok(_) => panic!("{} was accepted", path.display()),
-        Err(error) => error,
-    };
+    let Err(error) = Checkpoint::open(path) else { panic!("{} was accepted", path.display()) };
     let message = error.to_string();
     for part in parts {
         assert!(message.contains(part), "`{message}` does not name `{part}`");
