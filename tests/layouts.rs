@@ -325,7 +325,7 @@ fn every_codec(
     integers.chain(floats).enumerate().map(one).collect()
 }
 
-/// A Python with NumPy: that of the interoperability tests, or the system's.
+/// A Python that has `numpy`: that of the interoperability tests, or the system's.
 fn python() -> Option<std::path::PathBuf> {
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/bantam/interop/bin/python"));
     home.into_iter().chain([Path::new("python3").to_owned()]).find(|python| {
