@@ -1,8 +1,11 @@
 //! `bantam run`: compresses a checkpoint.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{
@@ -79,6 +82,7 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
     if outcome.was_complete {
         return format!("{} is complete already: nothing to do", plan.out.display());
     }
+    // Writing to a String cannot fail.
     let mut text = format!(
         "{}: {} → {}, {} of {} tensors encoded",
         plan.out.display(),
@@ -88,7 +92,7 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
         totals.tensors
     );
     if let Some(bits) = totals.bits_per_weight {
-        text.push_str(&format!(" at {bits:.4} bits per weight"));
+        let _ = write!(text, " at {bits:.4} bits per weight");
     }
     let worst = outcome
         .manifest
@@ -97,13 +101,13 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
         .filter_map(|tensor| Some((tensor.error?.snr_db?, &tensor.name)))
         .min_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((snr, name)) = worst {
-        text.push_str(&format!("\nworst tensor {name}: {snr:.2} dB signal to noise"));
+        let _ = write!(text, "\nworst tensor {name}: {snr:.2} dB signal to noise");
     }
     if outcome.resumed > 0 {
-        text.push_str(&format!("\n{} tensors were taken over from the interrupted run", outcome.resumed));
+        let _ = write!(text, "\n{} tensors were taken over from the interrupted run", outcome.resumed);
     }
     for fallback in outcome.manifest.fallbacks.iter().take(10) {
-        text.push_str(&format!("\nfallback {}: {}", fallback.kind, fallback.message));
+        let _ = write!(text, "\nfallback {}: {}", fallback.kind, fallback.message);
     }
     text
 }

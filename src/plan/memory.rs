@@ -142,9 +142,12 @@ fn cut(costs: &[Cost], wave_bytes: u64) -> Vec<Vec<Slab>> {
                 waves.push(std::mem::take(&mut wave));
                 left = wave_bytes;
             }
-            // As many stripes as fit, at least one.
-            let room = left.saturating_sub(cost.fixed) / (cost.per_row * cost.step).max(1);
-            let rows = (room.max(1) * cost.step).min(cost.rows - at);
+            // All that is left of the unit if it fits, else as many whole stripes as fit, at least one.
+            let fitting = left.saturating_sub(cost.fixed).checked_div(cost.per_row).unwrap_or(u64::MAX);
+            let rows = match cost.rows - at {
+                remaining if remaining <= fitting => remaining,
+                remaining => (fitting / cost.step).max(1).saturating_mul(cost.step).min(remaining),
+            };
             wave.push(Slab { unit, range: at..at + rows });
             left = left.saturating_sub(cost.fixed + cost.per_row * rows);
             at += rows;
