@@ -58,7 +58,9 @@ def format_of(config: dict) -> str:
 
 
 def reader_of(format_name: str) -> str | None:
-    """Which environment reads a format; `None` where no runtime does."""
+    """Which reader a format has; `None` where there is none."""
+    if format_name == "bantam":
+        return "numpy"
     if format_name in ("gptq", "gptq_v2", "awq"):
         return "gptqmodel"
     return "compressed-tensors" if format_name in BY_FORMAT else None

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Compares `bantam decode` with docs/formats/bantam_decode.py, the decoder of our own layout that its page documents.
+
+usage: read_own.py JOBS.json RESULTS.json          (jobs and results as in read_with.py)
+
+The decoder is NumPy alone and was written from the page, not from the code: it stands for the user who has to read an
+artifact without bantam. Dense tensors must be the source's, bit for bit.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from safetensors.torch import load_file
+
+DECODER = pathlib.Path(__file__).resolve().parents[2] / "docs" / "formats" / "bantam_decode.py"
+# Both multiply the same 32-bit numbers; only a fused multiply-add could round differently.
+LIMIT = 1e-6
+
+
+def compare(job: dict) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "decoded.npz")
+        subprocess.run([sys.executable, str(DECODER), job["artifact"], out], check=True, stdout=subprocess.DEVNULL)
+        theirs = dict(np.load(out))
+    ours = {name: tensor.float().numpy() for name, tensor in load_all(job["dense"]).items()}
+    source = {name: tensor.float().numpy() for name, tensor in load_all(job["source"]).items()}
+
+    problems, worst, moved = [], 0.0, 0.0
+    if ours.keys() != source.keys():
+        problems.append(f"decode's tensors are not the source's: {sorted(ours.keys() ^ source.keys())[:4]}")
+    for name, weights in sorted(theirs.items()):
+        if name not in ours or ours[name].shape != weights.shape:
+            problems.append(f"{name}: {weights.shape} against {ours[name].shape if name in ours else 'nothing'}")
+            continue
+        scale = np.abs(ours[name]).max()
+        worst = max(worst, float(np.abs(ours[name] - weights).max() / scale))
+        moved = max(moved, float(np.abs(source[name] - weights).max() / scale))
+    for name in source.keys() - theirs.keys():
+        if not np.array_equal(ours[name], source[name]):
+            problems.append(f"{name} should be as in the source")
+    if not theirs:
+        problems.append("the decoder found no coded matrix")
+    if not worst <= LIMIT:
+        problems.append(f"a weight differs by {worst:.2e} of the largest")
+    if not moved > 100 * LIMIT:
+        problems.append("no weight differs from the source: nothing was compressed")
+    figures = {"weights": worst, "weight_limit": LIMIT, "to_source": moved, "linears": len(theirs)}
+    return {"name": job["name"], "passed": not problems, "figures": figures, "message": "; ".join(problems)}
+
+
+def load_all(folder: str) -> dict:
+    tensors = {}
+    for path in sorted(pathlib.Path(folder).glob("*.safetensors")):
+        tensors |= load_file(str(path))
+    return tensors
+
+
+def main() -> None:
+    jobs_path, results_path = sys.argv[1:]
+    results = []
+    for job in json.loads(pathlib.Path(jobs_path).read_text(encoding="utf-8")):
+        try:
+            results.append(compare(job))
+        except Exception as error:  # one artifact's failure is not the others'
+            message = f"{type(error).__name__}: {error}"
+            results.append({"name": job["name"], "passed": False, "figures": {}, "message": message})
+    pathlib.Path(results_path).write_text(json.dumps(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
