@@ -8,7 +8,6 @@ artifact without bantam. Dense tensors must be the source's, bit for bit.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -23,10 +22,12 @@ LIMIT = 1e-6
 
 
 def compare(job: dict) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        out = os.path.join(folder, "decoded.npz")
-        subprocess.run([sys.executable, str(DECODER), job["artifact"], out], check=True, stdout=subprocess.DEVNULL)
-        theirs = dict(np.load(out))
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run([sys.executable, str(DECODER), job["artifact"], out], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{DECODER.name}: {' '.join(done.stderr.split())[-300:]}")
+        theirs = {path.name.removesuffix(".npy"): np.load(path) for path in pathlib.Path(out).glob("*.npy")}
     ours = {name: tensor.float().numpy() for name, tensor in load_all(job["dense"]).items()}
     source = {name: tensor.float().numpy() for name, tensor in load_all(job["source"]).items()}
 

@@ -23,9 +23,9 @@ EXACT = Tolerance(1e-6, 1e-5, "32-bit arithmetic on both sides")
 # compressed-tensors decompresses these formats in 16 bits whatever the model's type is. The values of MX formats,
 # a small code times a power of two, fit BF16; NVFP4's product with its scales does not: two roundings, 2⁻⁹ each.
 EXACT_IN_BF16 = Tolerance(1e-6, 1e-5, "values are exact in BF16")
-ROUNDED_TO_BF16 = Tolerance(2**-8, 1e-2, "the reader decompresses to BF16")
+ROUNDED_TO_BF16 = Tolerance(2**-8, 5e-3, "the reader decompresses to BF16")
 # GPTQModel's kernels for the CPU compute in 16 bits inside.
-SIXTEEN_BIT_KERNEL = Tolerance(2**-10, 5e-3, "the reader's kernel computes in 16 bits")
+SIXTEEN_BIT_KERNEL = Tolerance(2**-10, 1e-3, "the reader's kernel computes in 16 bits")
 
 BY_FORMAT = {
     "pack-quantized": EXACT,
