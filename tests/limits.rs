@@ -1,4 +1,5 @@
 //! Bounded memory and a full disk, through the binary.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

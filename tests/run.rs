@@ -1,4 +1,5 @@
 //! The main job through the binary: the plan is exact, the bytes are always the same, nothing is ever lost.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

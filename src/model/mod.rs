@@ -1,7 +1,7 @@
 //! The model map: what `config.json` and the tensor names say about the model. Headers only, no weights.
 //!
-//! What is known of each architecture is a table ([`families`]); [`known`] reads a model by its family's table, and
-//! [`unknown`] guesses by shape and name where there is none. `docs/models.md` shows the result.
+//! What is known of each architecture is a table (`families`); `known` reads a model by its family's table, and
+//! `unknown` guesses by shape and name where there is none. `docs/models.md` shows the result.
 
 mod config;
 mod families;

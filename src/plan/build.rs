@@ -73,7 +73,7 @@ impl Plan {
             }
         }
         if recipe.non_finite == NonFinite::Keep {
-            keep_non_finite(inputs, &mut encodes, &mut fallbacks, &mut notes)?;
+            keep_non_finite(inputs, &mut encodes, &mut fallbacks, &mut notes);
         }
         if options.deny_fallbacks
             && let Some(first) = fallbacks.first()
@@ -214,7 +214,7 @@ fn keep_non_finite(
     encodes: &mut BTreeMap<&str, Encode>,
     fallbacks: &mut Vec<Fallback>,
     notes: &mut Vec<String>,
-) -> Result<()> {
+) {
     notes.push("all weights were read to plan: tensors with non-finite weights are kept as they are".into());
     for tensor in inputs.source.tensors() {
         if !tensor.is_plain() || !is_float(tensor.dtype) {
@@ -237,7 +237,6 @@ fn keep_non_finite(
             });
         }
     }
-    Ok(())
 }
 
 fn assemble(

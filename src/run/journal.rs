@@ -155,7 +155,7 @@ mod tests {
             match read(&path, &head).unwrap() {
                 Found::Nothing => assert!(!whole[..cut].contains(&b'\n')),
                 Found::Records(found) => {
-                    assert!(found.len() < 3 && found.iter().zip(4..).all(|(r, n)| *r == record(n)))
+                    assert!(found.len() < 3 && found.iter().zip(4..).all(|(r, n)| *r == record(n)));
                 }
                 Found::Other => panic!("a torn journal is not another run's"),
             }

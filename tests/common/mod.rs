@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: a small checkpoint, the binary, folders compared byte for byte.
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     collections::BTreeMap,
@@ -46,7 +47,7 @@ pub fn expect_exit(command: &mut Command, code: i32) -> Output {
 
 pub fn json(output: &Output) -> serde_json::Value {
     let text = String::from_utf8_lossy(&output.stdout);
-    let last = text.lines().filter(|line| !line.trim().is_empty()).next_back().unwrap_or_default();
+    let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
     serde_json::from_str(&text)
         .or_else(|_| serde_json::from_str(last))
         .unwrap_or_else(|error| panic!("{error}: {text}"))
