@@ -109,19 +109,25 @@ fn check_names(path: &Path, tensors: &[Listed]) -> Result<(), CheckpointError> {
 
 /// The element type and the shape must account for exactly the bytes between the offsets.
 fn check_size(path: &Path, listed: &Listed) -> Result<(), CheckpointError> {
-    let (file, tensor, dtype, shape) = (path.to_owned(), listed.name.clone(), listed.dtype, listed.shape.clone());
+    let dtype = listed.dtype;
     let (begin, end) = listed.offsets;
+    // Nothing is copied unless there is something to say: there may be hundreds of thousands of tensors.
+    let named = || (path.to_owned(), listed.name.clone(), listed.shape.clone());
     if begin > end {
+        let (file, tensor, _) = named();
         return Err(CheckpointError::OffsetsOutOfOrder { file, tensor, begin, end });
     }
-    let elements = shape.iter().try_fold(1_u64, |product, &side| product.checked_mul(side as u64));
+    let elements = listed.shape.iter().try_fold(1_u64, |product, &side| product.checked_mul(side as u64));
     let Some(bits) = elements.and_then(|elements| elements.checked_mul(bits_of(dtype) as u64)) else {
+        let (file, tensor, shape) = named();
         return Err(CheckpointError::ShapeOverflow { file, tensor, dtype, shape });
     };
     if bits % 8 != 0 {
+        let (file, tensor, shape) = named();
         return Err(CheckpointError::PartialByte { file, tensor, dtype, shape, bits });
     }
     if bits / 8 != end - begin {
+        let (file, tensor, shape) = named();
         return Err(CheckpointError::WrongBytes { file, tensor, dtype, shape, expected: bits / 8, got: end - begin });
     }
     Ok(())
