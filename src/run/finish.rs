@@ -71,8 +71,14 @@ pub(super) fn finish(
     resumed: usize,
     start: Instant,
 ) -> Result<Manifest> {
-    staging.sync(plan)?;
-    read_back(plan, &staging, records)?;
+    // The disk and the processor do their parts at the same time.
+    let (synced, same) = std::thread::scope(|scope| {
+        let sync = scope.spawn(|| staging.sync(plan));
+        let same = read_back(plan, &staging, records);
+        (sync.join(), same)
+    });
+    same?;
+    synced.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let folder = staging.artifact();
     let mut files = Vec::new();
     for file in &plan.small_files {

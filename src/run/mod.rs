@@ -1,7 +1,7 @@
 //! Makes the plan happen: wave by wave from the map through the codecs to the planned positions, with a journal.
 //!
-//! Order of events, each safe to be killed in: lock, reserve space, waves (bytes, then their journal records), sync,
-//! read back and compare, small files, manifest, rename. Running the same command again continues.
+//! Order of events, each safe to be killed in: lock, reserve space, waves (bytes, then their journal records), sync
+//! and read back, small files, manifest, rename. Running the same command again continues.
 
 mod error;
 mod finish;
@@ -142,6 +142,7 @@ fn work(
     let mut status = Status::new(plan, records.keys().copied(), start);
     options.progress.update(&status);
     let mut open = BTreeMap::new();
+    let writeback = staging.writeback();
     let waves: Vec<Vec<_>> = plan
         .memory
         .waves
@@ -157,7 +158,7 @@ fn work(
             wave::announce(&context, next);
         }
         let done = wave::run(&context, wave, &mut open)?;
-        staging.start_writeback();
+        writeback.nudge();
         journal.append(&done)?;
         status.advance(plan, wave, done.iter().map(|record| record.unit));
         records.extend(done.into_iter().map(|record| (record.unit, record)));

@@ -4,6 +4,8 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::mpsc::{SyncSender, sync_channel},
+    thread::JoinHandle,
 };
 
 use super::RunError;
@@ -118,11 +120,17 @@ impl Staging {
         Ok(hasher.finalize().into())
     }
 
-    /// Asks the system to begin writing dirty pages out, without waiting, so that the sync at the end is short.
-    pub(super) fn start_writeback(&self) {
-        for file in &self.files {
-            platform::start_writeback(file);
-        }
+    /// A thread that has the system write dirty pages out while the workers compute, so that the sync at the end is
+    /// short. A thread of its own, since the call waits when the disk's queue is full.
+    pub(super) fn writeback(&self) -> Writeback {
+        let files: Vec<File> = self.files.iter().filter_map(|file| file.try_clone().ok()).collect();
+        let (sender, receiver) = sync_channel::<()>(1);
+        let thread = std::thread::spawn(move || {
+            while receiver.recv().is_ok() {
+                files.iter().for_each(platform::start_writeback);
+            }
+        });
+        Writeback { sender: Some(sender), thread: Some(thread) }
     }
 
     /// Waits until all weight files are on the disk.
@@ -146,6 +154,32 @@ impl Staging {
             sync_folder(parent)?;
         }
         std::fs::remove_dir_all(&self.work).map_err(RunError::io("remove", &self.work))
+    }
+}
+
+/// See [`Staging::writeback`]; ends when dropped.
+pub(super) struct Writeback {
+    sender: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writeback {
+    /// Something was written.
+    pub(super) fn nudge(&self) {
+        if let Some(sender) = &self.sender {
+            // Full means that a round is due anyway; closed, that the thread is gone: only a hint is lost.
+            let _ = sender.try_send(());
+        }
+    }
+}
+
+impl Drop for Writeback {
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            // The thread does nothing that could fail.
+            let _ = thread.join();
+        }
     }
 }
 
