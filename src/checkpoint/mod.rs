@@ -87,20 +87,24 @@ impl Checkpoint {
         let found = discover::discover(path)?;
         let root = found.confinement.folder().to_owned();
         let mut files: Vec<SourceFile> = Vec::with_capacity(found.files.len());
-        let mut tensors: BTreeMap<String, TensorEntry> = BTreeMap::new();
+        let mut listed: Vec<TensorEntry> = Vec::new();
         for (file, path) in found.files.into_iter().enumerate() {
             let map = mapped::MappedFile::open(&path)?;
             let bytes = map.bytes().len() as u64;
             let header = parse_header(&path, map.bytes(), bytes)?;
-            for HeaderTensor { name, dtype, shape, offset, bytes } in header.tensors {
-                let entry = TensorEntry { name: name.clone(), dtype, shape, file, offset, bytes };
-                if let Some(TensorEntry { name: tensor, file, .. }) = tensors.insert(name, entry) {
-                    let first = files[file].path.clone();
-                    return Err(CheckpointError::DuplicateAcrossFiles { tensor, first, second: path });
-                }
-            }
+            listed.extend(header.tensors.into_iter().map(|HeaderTensor { name, dtype, shape, offset, bytes }| {
+                TensorEntry { name, dtype, shape, file, offset, bytes }
+            }));
             files.push(SourceFile { path, bytes, metadata: header.metadata, map });
         }
+        // Stable, so that of two equal names the one of the earlier file comes first.
+        listed.sort_by(|left, right| left.name.cmp(&right.name));
+        if let Some([first, second]) = listed.array_windows().find(|[left, right]| left.name == right.name) {
+            let (first_file, second_file) = (files[first.file].path.clone(), files[second.file].path.clone());
+            let tensor = first.name.clone();
+            return Err(CheckpointError::DuplicateAcrossFiles { tensor, first: first_file, second: second_file });
+        }
+        let tensors: BTreeMap<_, _> = listed.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
         if tensors.is_empty() {
             return Err(CheckpointError::NoTensors { path: path.to_owned() });
         }
