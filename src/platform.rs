@@ -10,4 +10,6 @@ mod memory;
 pub use blas::use_one_blas_thread;
 pub use bus::{MapWatch, install_sigbus_handler, watch_map};
 pub use disk::{allocated_bytes, free_disk_bytes, reserve, start_writeback};
-pub use memory::{available_memory_bytes, current_rss_bytes, page_bytes, peak_rss_bytes, total_memory_bytes};
+pub use memory::{
+    available_memory_bytes, current_rss_bytes, page_bytes, peak_rss_bytes, total_memory_bytes, trim_heap,
+};

@@ -7,6 +7,9 @@ use memmap2::Mmap;
 use super::CheckpointError;
 use crate::platform::{MapWatch, watch_map};
 
+/// What Linux maps around a page that is touched (`fault_around_bytes`, 64 KiB unless changed), on either side of it.
+const FAULT_AROUND_BYTES: usize = 64 << 10;
+
 /// A mapped file.
 #[derive(Debug)]
 pub(super) struct MappedFile {
@@ -39,14 +42,15 @@ impl MappedFile {
         &self.map
     }
 
-    /// Gives the pages that a range touches back to the system. Pages at its ends may hold a neighbour's bytes too:
-    /// reading those again costs a page fault, keeping them would let memory grow with the number of tensors.
+    /// Gives the pages that a range touches back to the system, and those that came along with them: a fault maps the
+    /// pages around it too. Pages at the ends may hold a neighbour's bytes: reading those again costs a page fault,
+    /// keeping them would let memory grow with the number of tensors.
     #[cfg(unix)]
     #[expect(unsafe_code, reason = "memmap2 marks this advice unsafe")]
     pub(super) fn release(&self, range: Range<usize>) {
         let page = crate::platform::page_bytes();
-        let start = range.start / page * page;
-        let end = range.end.saturating_add(page - 1) / page * page;
+        let start = range.start.saturating_sub(FAULT_AROUND_BYTES) / page * page;
+        let end = range.end.saturating_add(FAULT_AROUND_BYTES).next_multiple_of(page);
         let end = end.min(self.map.len());
         if range.is_empty() || start >= end {
             return;

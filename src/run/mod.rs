@@ -159,6 +159,7 @@ fn work(
         }
         let done = wave::run(&context, wave, &mut open)?;
         writeback.nudge();
+        platform::trim_heap();
         journal.append(&done)?;
         status.advance(plan, wave, done.iter().map(|record| record.unit));
         records.extend(done.into_iter().map(|record| (record.unit, record)));
