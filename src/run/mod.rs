@@ -34,6 +34,9 @@ use crate::{
     platform,
 };
 
+/// What the allocator keeps adds up over waves; giving it back costs page faults, so not after every one.
+const WAVES_PER_TRIM: usize = 16;
+
 /// How to run a plan.
 pub struct Options<'a> {
     /// Start over: discard unfinished work, replace an artifact of bantam's that stands at the target.
@@ -159,7 +162,9 @@ fn work(
         }
         let done = wave::run(&context, wave, &mut open)?;
         writeback.nudge();
-        platform::trim_heap();
+        if index % WAVES_PER_TRIM == WAVES_PER_TRIM - 1 {
+            platform::trim_heap();
+        }
         journal.append(&done)?;
         status.advance(plan, wave, done.iter().map(|record| record.unit));
         records.extend(done.into_iter().map(|record| (record.unit, record)));
