@@ -20,6 +20,8 @@ pub mod layout;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 
+pub mod forward;
+
 pub mod plan;
 
 pub mod run;
