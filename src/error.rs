@@ -31,6 +31,9 @@ pub enum Error {
     /// A checkpoint is wrong.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    /// Calibration or evaluation data is wrong, or too little.
+    #[error(transparent)]
+    Tokens(#[from] crate::calibration::TokenError),
     /// A codec cannot hold or read the data.
     #[error(transparent)]
     Codec(#[from] crate::codec::CodecError),
@@ -61,6 +64,7 @@ impl Error {
         match self {
             Self::Recipe(_) | Self::Choose(_) => ExitCode::Usage,
             Self::Checkpoint(_) | Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
+            Self::Tokens(error) => error.exit_code(),
             Self::Layout(error) => error.exit_code(),
             Self::Forward(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
@@ -73,6 +77,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Checkpoint(error) => error.hint(),
+            Self::Tokens(error) => error.hint(),
             Self::Layout(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Run(error) => error.hint(),

@@ -13,6 +13,8 @@ pub mod checkpoint;
 
 pub mod model;
 
+pub mod calibration;
+
 pub mod codec;
 
 pub mod layout;

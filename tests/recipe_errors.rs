@@ -517,6 +517,33 @@ error: `select`: expected at least one selector, got none
 }
 
 #[test]
+fn calibration_without_text() {
+    let recipe = |text: &str| {
+        format!("schema = 1\nmodel = \"m\"\n[calibration]\n{text}\n[[pass]]\nuse = \"int4\"\n[artifact]\nout = \"o\"\n")
+    };
+    shows(
+        &recipe("sequences = 1"),
+        r#"
+`text` is missing
+ --> r.toml:3:1
+  |
+3 | [calibration]
+  | ^^^^^^^^^^^^^
+  = help: write `text = ["…"]` under [calibration]: files that end in .txt, .jsonl or .safetensors"#,
+    );
+    shows(
+        &recipe("text = []"),
+        r#"
+`text`: expected at least one file, got none
+ --> r.toml:4:8
+  |
+4 | text = []
+  |        ^^
+  = help: write `text = ["…"]` under [calibration]: files that end in .txt, .jsonl or .safetensors"#,
+    );
+}
+
+#[test]
 fn a_long_line_is_shortened_around_the_place() {
     let long = "é".repeat(100);
     let recipe = format!(

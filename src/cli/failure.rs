@@ -4,8 +4,8 @@ use std::{error::Error as StdError, io};
 
 use super::Output;
 use crate::{
-    Error, ExitCode, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError, layout::LayoutError,
-    manifest::ManifestError, plan::PlanError, recipe::RecipeError, run::RunError,
+    Error, ExitCode, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError,
+    layout::LayoutError, manifest::ManifestError, plan::PlanError, recipe::RecipeError, run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.
@@ -99,6 +99,9 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
         return Some((ExitCode::Input, error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<TokenError>() {
+        return Some((error.exit_code(), error.hint()));
     }
     if let Some(error) = cause.downcast_ref::<LayoutError>() {
         return Some((error.exit_code(), error.hint()));

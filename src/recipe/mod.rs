@@ -83,13 +83,22 @@ pub enum NonFinite {
 /// `[calibration]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Calibration {
-    /// The files to read.
+    /// The files to read, in this order: `.txt`, `.jsonl` or `.safetensors` (token ids). Never empty in a recipe.
     pub text: Vec<PathBuf>,
     /// How many sequences to draw from them.
     pub sequences: u64,
     /// Tokens of a sequence.
     pub sequence_length: u64,
     written: Vec<String>,
+}
+
+impl Calibration {
+    /// Calibration without a recipe.
+    #[must_use]
+    pub fn new(text: Vec<PathBuf>, sequences: u64, sequence_length: u64) -> Self {
+        let written = text.iter().map(|file| file.to_string_lossy().into_owned()).collect();
+        Self { text, sequences, sequence_length, written }
+    }
 }
 
 /// `[artifact]`.

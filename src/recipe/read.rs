@@ -24,6 +24,8 @@ pub(super) const MAX_BYTES: u64 = 1 << 20;
 /// Largest file of an artifact when the recipe does not say.
 const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
+const TEXT_HELP: &str = "write `text = [\"…\"]` under [calibration]: files that end in .txt, .jsonl or .safetensors";
+
 const LAYOUTS: [LayoutName; 6] = [
     LayoutName::CompressedTensors,
     LayoutName::Gptq,
@@ -154,12 +156,19 @@ fn read_input(reader: &mut Reader<'_>, root: &DeTable<'_>) -> NonFinite {
 }
 
 fn read_calibration(reader: &mut Reader<'_>, root: &DeTable<'_>, folder: &Path) -> Option<Calibration> {
-    let table = reader.table(root, "calibration")?.value;
+    let Located { value: table, span } = reader.table(root, "calibration")?;
     reader.check_keys(table, "[calibration]", &["text", "sequences", "sequence_length"]);
-    let written: Vec<String> = reader
-        .strings(table, "text", "a list of files")
-        .map(|list| list.value.into_iter().map(|file| file.value).collect())
-        .unwrap_or_default();
+    let list = reader.strings(table, "text", "a list of files");
+    if !table.contains_key("text") {
+        missing(reader, Some(&span), "`text` is missing", TEXT_HELP);
+    } else if let Some(list) = &list
+        && list.value.is_empty()
+    {
+        let problem = Problem::at(&list.span, "`text`: expected at least one file, got none");
+        reader.report(problem.help(TEXT_HELP.to_owned()));
+    }
+    let written: Vec<String> =
+        list.map(|list| list.value.into_iter().map(|file| file.value).collect()).unwrap_or_default();
     Some(Calibration {
         text: written.iter().map(|file| tidy(&folder.join(file))).collect(),
         sequences: reader.whole(table, "sequences", 1).unwrap_or(128),
