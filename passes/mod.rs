@@ -1,5 +1,6 @@
 //! The passes: one file or folder each, and the registry that names them.
 
+pub mod gptq;
 pub mod rtn;
 
 use crate::{

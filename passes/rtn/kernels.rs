@@ -44,7 +44,7 @@ fn limit(x: f32, low: f32, high: f32) -> f32 {
 }
 
 #[inline(always)]
-fn to_integer(x: f32, low: f32, high: f32) -> f32 {
+pub fn to_integer(x: f32, low: f32, high: f32) -> f32 {
     (limit(x, low, high) + MAGIC) - MAGIC
 }
 
@@ -58,14 +58,14 @@ pub fn to_mantissa(x: f32, kept: u32) -> f32 {
 }
 
 #[inline(always)]
-fn to_e4m3(x: f32) -> f32 {
+pub fn to_e4m3(x: f32) -> f32 {
     let x = limit(x, -E4M3_MAX, E4M3_MAX);
     let small = ((x + MAGIC_E4M3) - MAGIC_E4M3).copysign(x);
     if x.abs() < E4M3_NORMAL { small } else { to_mantissa(x, 3) }
 }
 
 #[inline(always)]
-fn to_e2m1(x: f32) -> f32 {
+pub fn to_e2m1(x: f32) -> f32 {
     let x = limit(x, -E2M1_MAX, E2M1_MAX);
     let small = ((x + MAGIC_E2M1) - MAGIC_E2M1).copysign(x);
     if x.abs() < 1.0 { small } else { to_mantissa(x, 1) }

@@ -3,14 +3,14 @@
 
 mod encoder;
 mod fine_quant;
-mod grid;
+pub(crate) mod grid;
 mod hqq;
-mod kernels;
+pub(crate) mod kernels;
 mod matrix;
 mod outliers;
 mod parse;
 mod power;
-mod search;
+pub(crate) mod search;
 mod settings;
 mod stripes;
 #[cfg(test)]

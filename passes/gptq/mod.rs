@@ -1,0 +1,30 @@
+//! GPTQ: codes whose errors compensate each other under the second moments of the layer's input.
+//!
+//! Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2210.17323): the
+//! columns of W are quantized one after the other, and each column's error is taken back by the columns still to come,
+//! as the inverse of H = Σ x xᵀ tells. Beyond the paper: scales are searched on the working copy as it stands when a
+//! group is first touched; afterwards codes, scales and zero points are improved in turn under the whole H; and the
+//! target may be corrected for what the blocks before have already lost (asymmetric calibration, as in GPTAQ,
+//! 2504.02692).
+//!
+//! This module is the mathematics alone: it sees matrices, not models. All loops work on fixed chunks of rows in which
+//! each column is one contiguous run, so that a step of the sweep is one vector operation over the rows.
+
+mod chunk;
+mod descent;
+mod factor;
+mod lanes;
+mod loss;
+mod options;
+mod refine;
+mod search;
+mod solve;
+mod sweep;
+mod target;
+#[cfg(test)]
+mod tests;
+mod triangular;
+
+pub use factor::Factor;
+pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
+pub use solve::solve;

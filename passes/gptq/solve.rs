@@ -1,0 +1,291 @@
+//! From weights and second moments to codes.
+
+use rayon::prelude::*;
+
+use super::{
+    chunk::{self, Chunk, ROWS},
+    factor::Factor,
+    loss,
+    options::{Linear, Moments, Report, Solution, SolveError, SolveOptions},
+    refine::{Blocks, Refinement},
+    sweep::Sweep,
+    target,
+};
+use crate::{
+    codec::{CodecError, CodedRows, Granularity, MatrixParameters, ScaleFormat, ZeroPoint, range},
+    passes::{
+        Deviations,
+        rtn::{
+            grid::{Grid, GroupScale},
+            kernels::extent,
+            search::least_squares,
+        },
+    },
+};
+
+/// Quantizes one layer. Same input, same result, whatever the number of threads.
+///
+/// # Errors
+/// [`SolveError`] when lengths do not fit, a weight is not finite, or the codec keeps outliers.
+pub fn solve(
+    factor: &Factor,
+    moments: &Moments,
+    linear: &Linear,
+    options: &SolveOptions,
+) -> Result<Solution, SolveError> {
+    let (rows, columns) = (linear.rows, factor.columns);
+    SolveError::check("second moments' channels", columns, moments.columns)?;
+    SolveError::check("weights", rows * columns, linear.weights.len())?;
+    linear.codec.validate(rows, columns)?;
+    if linear.codec.outliers.is_some() {
+        return Err(SolveError::Outliers);
+    }
+    if let Some(index) = range::first_non_finite(linear.weights) {
+        let (row, column) = (index / columns, index % columns);
+        return Err(CodecError::NonFinite { row, column, value: linear.weights[index] }.into());
+    }
+    let target = match moments.drift {
+        Some(drift) if options.drift_share != 0.0 => {
+            SolveError::check("drift", columns * columns, drift.len())?;
+            Some(target::corrected(factor, linear.weights, drift, options.drift_share))
+        }
+        _ => None,
+    };
+    let target = target.as_deref().unwrap_or(linear.weights);
+    let shared = Shared::new(linear, target, columns, options)?;
+    let job = Job { factor, linear, options, target, shared: &shared, blocks: None };
+    let width = linear.codec.group_columns(columns);
+    let blocks = if options.refine { Blocks::new(factor, width) } else { None };
+    let job = Job { blocks: blocks.as_ref(), ..job };
+
+    let chunk_rows = ROWS.max(1);
+    let chunks = if columns == 0 { 0 } else { rows.div_ceil(chunk_rows) };
+    let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * chunk_rows)).collect();
+    Ok(job.assemble(done))
+}
+
+/// Scales that are not those of single rows.
+struct Shared {
+    grid: Grid,
+    parameters: MatrixParameters,
+    /// Scales of blocks or of the tensor, `[scale rows, groups]`.
+    groups: Vec<GroupScale>,
+    /// Rows that share them; 0 for none.
+    height: usize,
+}
+
+impl Shared {
+    fn new(linear: &Linear, target: &[f32], columns: usize, options: &SolveOptions) -> Result<Self, SolveError> {
+        let mut shared =
+            Self { grid: linear.grid.clone(), parameters: MatrixParameters::default(), groups: Vec::new(), height: 0 };
+        let best = |grid: &Grid, weights: &[f32]| {
+            let extent = extent(weights).unwrap_or_default();
+            if options.search_steps == 0 { Ok(grid.min_max(extent)) } else { least_squares(weights, grid, extent) }
+        };
+        if linear.codec.scale == ScaleFormat::E4M3OverGlobal {
+            let global = linear.grid.global_for(extent(target).unwrap_or_default().absmax());
+            shared.grid = linear.grid.with_global(global);
+            shared.parameters.tensor_scale = Some(global);
+        }
+        match linear.codec.granularity {
+            Granularity::Tensor => {
+                let group = best(&shared.grid, target)?;
+                shared.parameters.tensor_scale = Some(group.scale);
+                shared.parameters.tensor_zero = (linear.codec.zero != ZeroPoint::None).then_some(group.zero);
+                shared.groups = vec![group];
+                shared.height = linear.rows.max(1);
+            }
+            Granularity::Block { rows, columns: width } if columns > 0 => {
+                for band in target.chunks(rows * columns) {
+                    for first in (0..columns).step_by(width) {
+                        let last = columns.min(first + width);
+                        let weights: Vec<f32> =
+                            band.chunks(columns).flat_map(|row| &row[first..last]).copied().collect();
+                        shared.groups.push(best(&shared.grid, &weights)?);
+                    }
+                }
+                shared.height = rows;
+            }
+            _ => {}
+        }
+        Ok(shared)
+    }
+
+    /// Gives a chunk its scales, where they are shared.
+    fn put(&self, chunk: &mut Chunk) {
+        if self.height == 0 {
+            return;
+        }
+        let groups = chunk.groups.len();
+        for group in 0..groups {
+            let of_lane = |lane: usize| {
+                let row = chunk.first + lane.min(chunk.rows - 1);
+                self.groups[row / self.height * groups + group]
+            };
+            chunk.groups[group] = (0..chunk.lanes).map(of_lane).collect();
+        }
+    }
+}
+
+/// A solved chunk.
+struct Done {
+    codes: Vec<u8>,
+    values: Vec<f32>,
+    groups: Vec<Vec<GroupScale>>,
+    report: Report,
+}
+
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    factor: &'a Factor,
+    linear: &'a Linear<'a>,
+    options: &'a SolveOptions,
+    target: &'a [f32],
+    shared: &'a Shared,
+    blocks: Option<&'a Blocks>,
+}
+
+impl<'a> Job<'a> {
+    fn start(&self, first: usize, weights: &[f32]) -> Chunk<'a> {
+        let columns = self.factor.columns;
+        let rows = ROWS.min(self.linear.rows - first);
+        let target = &weights[first * columns..][..rows * columns];
+        let mut chunk = Chunk::new(self.factor, self.linear, &self.shared.grid, first, target);
+        self.shared.put(&mut chunk);
+        chunk
+    }
+
+    fn chunk(&self, first: usize) -> Done {
+        let given = self.start(first, self.linear.weights);
+        let mut report =
+            Report { loss_nearest: self.loss(&nearest(&given), &given.target, &given), ..Report::default() };
+        let mut chunk = self.start(first, self.target);
+        let sweep = Sweep { block: self.options.block_size.max(1), search_steps: self.options.search_steps };
+        sweep.run(&mut chunk);
+        report.energy = self.loss(&vec![0.0; chunk.target.len()], &chunk.target, &chunk);
+        let values = chunk.values();
+        let corrected = !std::ptr::eq(self.target, self.linear.weights);
+        let losses = |values: &[f32], chunk: &Chunk| {
+            let loss = self.loss(values, &chunk.target, chunk);
+            (loss, if corrected { self.loss(values, &given.target, chunk) } else { loss })
+        };
+        (report.target_loss_sweep, report.loss_sweep) = losses(&values, &chunk);
+        let values = if self.options.refine {
+            report.rounds = Refinement::new(&mut chunk, self.blocks).run(self.options.refine_rounds);
+            chunk.values()
+        } else {
+            values
+        };
+        (report.target_loss_refined, report.loss_refined) = losses(&values, &chunk);
+        let columns = self.factor.columns;
+        let mut done = Done {
+            codes: vec![0; chunk.rows * columns],
+            values: vec![0.0; chunk.rows * columns],
+            groups: Vec::new(),
+            report,
+        };
+        chunk.codes(&mut done.codes);
+        chunk::transpose_back(&values, chunk.lanes, &mut done.values, columns);
+        done.groups = chunk.groups;
+        done
+    }
+
+    fn loss(&self, values: &[f32], target: &[f32], chunk: &Chunk) -> f64 {
+        let differences: Vec<f32> = values.iter().zip(target).map(|(value, target)| value - target).collect();
+        loss::undamped(self.factor, &differences, chunk.lanes)[..chunk.rows].iter().sum()
+    }
+
+    fn assemble(&self, done: Vec<Done>) -> Solution {
+        let (rows, columns) = (self.linear.rows, self.factor.columns);
+        let mut coded = CodedRows { first_row: 0, rows, columns, ..CodedRows::default() };
+        let mut solution = Solution {
+            coded: CodedRows::default(),
+            parameters: self.shared.parameters.clone(),
+            dequantized: Vec::with_capacity(rows * columns),
+            report: Report::default(),
+        };
+        let mut clamped = Clamped::default();
+        for (index, done) in done.into_iter().enumerate() {
+            coded.codes.extend_from_slice(&done.codes);
+            solution.dequantized.extend_from_slice(&done.values);
+            if self.shared.height == 0 {
+                for row in 0..ROWS.min(rows - index * ROWS) {
+                    done.groups.iter().for_each(|group| clamped.push(&mut coded, &group[row], self.linear.codec.zero));
+                }
+            }
+            solution.report.add(&done.report);
+        }
+        if self.shared.height > 0 {
+            let mut scratch = CodedRows::default();
+            let tensor = self.linear.codec.granularity == Granularity::Tensor;
+            let into = if tensor { &mut scratch } else { &mut coded };
+            self.shared.groups.iter().for_each(|group| clamped.push(into, group, self.linear.codec.zero));
+        }
+        solution.report.deviations = clamped.deviations(self.factor);
+        solution.coded = coded;
+        solution
+    }
+}
+
+#[derive(Default)]
+struct Clamped {
+    scales: u64,
+    zeros: u64,
+}
+
+impl Clamped {
+    fn push(&mut self, coded: &mut CodedRows, group: &GroupScale, zero: ZeroPoint) {
+        coded.scales.push(group.scale);
+        if zero != ZeroPoint::None {
+            coded.zeros.push(group.zero);
+        }
+        self.scales += u64::from(group.scale_clamped);
+        self.zeros += u64::from(group.zero_clamped);
+    }
+
+    fn deviations(&self, factor: &Factor) -> Deviations {
+        let counts = [
+            ("scale-clamped", self.scales),
+            ("zero-point-clamped", self.zeros),
+            ("dead-columns", factor.dead.len() as u64),
+            ("damping-escalated", factor.escalations as u64),
+        ];
+        counts.into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+impl Report {
+    fn add(&mut self, other: &Self) {
+        self.loss_nearest += other.loss_nearest;
+        self.loss_sweep += other.loss_sweep;
+        self.loss_refined += other.loss_refined;
+        self.target_loss_sweep += other.target_loss_sweep;
+        self.target_loss_refined += other.target_loss_refined;
+        self.energy += other.energy;
+        self.rounds = self.rounds.max(other.rounds);
+    }
+}
+
+/// What plain rounding to nearest, with scales of minimum and maximum, makes of the chunk's weights.
+fn nearest(chunk: &Chunk) -> Vec<f32> {
+    use super::{lanes, search::Group};
+    let mut values = chunk.target.clone();
+    let rows = chunk.lanes;
+    let mut levels = vec![0.0; rows];
+    for group in 0..chunk.groups.len() {
+        let columns = chunk.columns_of(group);
+        let weights = &mut values[columns.start * rows..columns.end * rows];
+        let mut groups = chunk.groups[group].clone();
+        if groups.is_empty() {
+            groups = Group { grid: chunk.grid, weights, importance: &[], rows }.min_max();
+        }
+        let scales = lanes::Lanes::new(chunk.grid, &groups);
+        for column in weights.chunks_exact_mut(rows) {
+            lanes::round(chunk.grid.element(), column, &scales, &mut levels);
+            for lane in 0..rows {
+                column[lane] = levels[lane] * scales.step[lane];
+            }
+        }
+    }
+    values
+}

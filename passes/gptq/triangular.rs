@@ -1,0 +1,139 @@
+//! Cholesky factor and inverse of large matrices in place, on all cores, with the same bits whatever their number.
+
+use faer::{
+    Accum, Mat, MatMut, MatRef, Par,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::{
+        cholesky::llt::factor,
+        matmul::{
+            matmul,
+            triangular::{self, BlockStructure},
+        },
+        triangular_inverse, triangular_solve,
+    },
+};
+use rayon::prelude::*;
+
+use crate::linalg::DecompositionError;
+
+/// Columns of a panel.
+const PANEL: usize = 128;
+/// Columns that one task updates.
+const TASK: usize = 128;
+
+/// Overwrites the lower triangle of a symmetric matrix, `[order, order]` column-major, with its Cholesky factor. Only the
+/// lower triangle is read; what stands above it stays.
+pub fn cholesky(matrix: &mut [f64], order: usize) -> Result<(), DecompositionError> {
+    for first in (0..order).step_by(PANEL) {
+        let width = PANEL.min(order - first);
+        let next = first + width;
+        let (left, right) = matrix.split_at_mut(next * order);
+        let panel = MatMut::from_column_major_slice_mut(&mut left[first * order..], order, width);
+        let (_, panel) = panel.split_at_row_mut(first);
+        let (mut diagonal, mut below) = panel.split_at_row_mut(width);
+        factor_block(diagonal.as_mut())
+            .map_err(|pivot| DecompositionError::NotPositiveDefinite { pivot: first + pivot })?;
+        // below · diagonal⁻ᵀ, as the solution of diagonal · Xᵀ = belowᵀ; rows are independent.
+        let diagonal = diagonal.as_ref();
+        row_chunks(below.as_mut()).into_par_iter().for_each(|rows| {
+            triangular_solve::solve_lower_triangular_in_place(diagonal, rows.transpose_mut(), Par::Seq);
+        });
+        let below = below.as_ref();
+        right.par_chunks_mut(TASK * order).enumerate().for_each(|(task, columns)| {
+            let count = columns.len() / order;
+            let columns = MatMut::from_column_major_slice_mut(columns, order, count);
+            let start = task * TASK;
+            let (_, columns) = columns.split_at_row_mut(next + start);
+            let lhs = below.subrows(start, below.nrows() - start);
+            matmul(columns, Accum::Add, lhs, below.subrows(start, count).transpose(), -1.0, Par::Seq);
+        });
+    }
+    Ok(())
+}
+
+/// Cuts a matrix into runs of rows.
+fn row_chunks(matrix: MatMut<'_, f64>) -> Vec<MatMut<'_, f64>> {
+    let mut rest = matrix;
+    let mut chunks = Vec::new();
+    while rest.nrows() > 0 {
+        let height = TASK.min(rest.nrows());
+        let (chunk, after) = rest.split_at_row_mut(height);
+        chunks.push(chunk);
+        rest = after;
+    }
+    chunks
+}
+
+/// Factors a diagonal block; an error is the index of the first bad pivot.
+fn factor_block(block: MatMut<'_, f64>) -> Result<(), usize> {
+    let order = block.nrows();
+    let request = factor::cholesky_in_place_scratch::<f64>(order, Par::Seq, faer::Spec::default());
+    let mut scratch = MemBuffer::new(request);
+    let stack = MemStack::new(&mut scratch);
+    let regularization = factor::LltRegularization::default();
+    factor::cholesky_in_place(block, regularization, Par::Seq, stack, faer::Spec::default())
+        .map(|_| ())
+        .map_err(|factor::LltError::NonPositivePivot { index }| index)
+}
+
+/// Overwrites a lower triangular matrix, `[order, order]` column-major, with its inverse. What stands above the diagonal
+/// is not read, and stays.
+pub fn invert_lower(matrix: &mut [f64], order: usize) {
+    let panels = order.div_ceil(PANEL);
+    for first in (0..panels).rev().map(|panel| panel * PANEL) {
+        let width = PANEL.min(order - first);
+        let next = first + width;
+        let (left, right) = matrix.split_at_mut(next * order);
+        let mut panel = MatMut::from_column_major_slice_mut(&mut left[first * order..], order, width);
+        let mut diagonal = Mat::<f64>::zeros(width, width);
+        triangular_inverse::invert_lower_triangular(
+            diagonal.as_mut(),
+            panel.as_ref().submatrix(first, 0, width, width),
+            Par::Seq,
+        );
+        for column in 0..width {
+            for row in column..width {
+                panel[(first + row, column)] = diagonal[(row, column)];
+            }
+        }
+        let rest = order - next;
+        if rest == 0 {
+            continue;
+        }
+        // With the matrix [D 0; P R], the inverse is [D⁻¹ 0; −R⁻¹ P D⁻¹ R⁻¹], and R has been inverted before.
+        let mut product = Mat::<f64>::zeros(rest, width);
+        let below = panel.as_ref().subrows(next, rest);
+        let lower = BlockStructure::TriangularLower;
+        let rectangular = BlockStructure::Rectangular;
+        triangular::matmul(
+            product.as_mut(),
+            rectangular,
+            Accum::Replace,
+            below,
+            rectangular,
+            diagonal.as_ref(),
+            lower,
+            -1.0,
+            Par::Seq,
+        );
+        let inverse = MatRef::from_column_major_slice(right, order, rest).subrows(next, rest);
+        let (product, below) = (product.as_ref(), panel.subrows_mut(next, rest));
+        row_chunks(below).into_par_iter().enumerate().for_each(|(index, rows)| {
+            let start = index * TASK;
+            let height = rows.nrows();
+            let (mut rows, before) = (rows, inverse.submatrix(start, 0, height, start));
+            matmul(rows.as_mut(), Accum::Replace, before, product.subrows(0, start), 1.0, Par::Seq);
+            triangular::matmul(
+                rows,
+                rectangular,
+                Accum::Add,
+                inverse.submatrix(start, start, height, height),
+                lower,
+                product.subrows(start, height),
+                rectangular,
+                1.0,
+                Par::Seq,
+            );
+        });
+    }
+}
