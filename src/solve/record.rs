@@ -1,0 +1,342 @@
+//! What the solver found, on disk in the work folder: one file per matrix, and a journal that says which are complete.
+//! The writer takes the codes from there, and a run that was stopped takes up what it had.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::SolveFailure;
+use crate::{
+    checkpoint::{Checkpoint, Dtype, decode_to_f32, header_bytes},
+    codec::{
+        Codec, CodecError, CodedRows, MatrixParameters, RowSource,
+        bits::{pack, packed_bytes, unpack},
+    },
+    manifest::ContentHash,
+    passes::{Deviations, EncodedStripe, MatrixEncoder},
+};
+
+/// The journal's first line: what all others belong to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub schema: String,
+    pub plan: String,
+    pub source: String,
+    pub tokens: String,
+}
+
+/// How a matrix was solved, for the manifest. Losses are relative to the energy of the outputs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Solved {
+    /// Calibration tokens that the matrix saw.
+    pub tokens: u64,
+    /// tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) of rounding to nearest.
+    pub loss_nearest: f64,
+    /// The same after the sweep.
+    pub loss_sweep: f64,
+    /// The same in the end.
+    pub loss: f64,
+    /// Damping really used.
+    pub damping: f64,
+}
+
+/// A line of the journal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// A matrix is solved.
+    Matrix { name: String, expert: Option<usize>, hash: ContentHash, solved: Solved, deviations: BTreeMap<String, u64> },
+    /// The scales of a block's folds are found.
+    Transforms { block: usize, hash: ContentHash },
+    /// A block is done and the states behind it are on disk.
+    Block { block: usize, states: Vec<ContentHash> },
+    /// A number that a search found.
+    Found { what: String, value: f64 },
+}
+
+/// The folder of solutions.
+#[derive(Debug)]
+pub struct Solutions {
+    folder: PathBuf,
+    journal: Option<File>,
+    matrices: BTreeMap<(String, usize), (ContentHash, Solved, BTreeMap<String, u64>)>,
+    /// Blocks whose transforms are found.
+    pub transforms: BTreeMap<usize, ContentHash>,
+    /// The last block done and the hashes of the states behind it.
+    pub last_block: Option<(usize, Vec<ContentHash>)>,
+    /// Numbers that searches found.
+    pub found: BTreeMap<String, f64>,
+}
+
+impl Solutions {
+    /// Opens the folder, keeping what an earlier run with the same head left there.
+    pub fn open(folder: &Path, head: &Head) -> Result<Self, SolveFailure> {
+        let io = |source| SolveFailure::io(folder, source);
+        std::fs::create_dir_all(folder).map_err(io)?;
+        let path = folder.join("journal");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+        let same = lines.next().and_then(|line| serde_json::from_str::<Head>(line).ok()).is_some_and(|found| found == *head);
+        let mut solutions = Self {
+            folder: folder.to_owned(),
+            journal: None,
+            matrices: BTreeMap::new(),
+            transforms: BTreeMap::new(),
+            last_block: None,
+            found: BTreeMap::new(),
+        };
+        let mut kept = vec![serde_json::to_string(head).unwrap_or_default()];
+        if same {
+            for line in lines {
+                let Ok(parsed) = serde_json::from_str::<Line>(line) else { continue };
+                kept.push(line.to_owned());
+                solutions.take(parsed);
+            }
+        }
+        let next = folder.join("journal.next");
+        std::fs::write(&next, kept.join("\n") + "\n").map_err(io)?;
+        std::fs::rename(&next, &path).map_err(io)?;
+        solutions.journal = Some(OpenOptions::new().append(true).open(&path).map_err(io)?);
+        Ok(solutions)
+    }
+
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Matrix { name, expert, hash, solved, deviations } => {
+                self.matrices.insert((name, expert.unwrap_or(0)), (hash, solved, deviations));
+            }
+            Line::Transforms { block, hash } => {
+                self.transforms.insert(block, hash);
+            }
+            Line::Block { block, states } => self.last_block = Some((block, states)),
+            Line::Found { what, value } => {
+                self.found.insert(what, value);
+            }
+        }
+    }
+
+    /// Adds a line.
+    pub fn append(&mut self, line: Line) -> Result<(), SolveFailure> {
+        let mut text = serde_json::to_string(&line).unwrap_or_default();
+        text.push('\n');
+        if let Some(file) = &mut self.journal {
+            file.write_all(text.as_bytes()).map_err(|source| SolveFailure::io(&self.folder, source))?;
+        }
+        self.take(line);
+        Ok(())
+    }
+
+    /// Where files lie.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn path(&self, name: &str, expert: usize) -> PathBuf {
+        // Names can hold anything; hashes cannot.
+        let key = blake3::hash(format!("{name}\n{expert}").as_bytes()).to_hex();
+        self.folder.join(format!("{}.safetensors", &key[..32]))
+    }
+
+    /// Keeps a solved matrix.
+    pub fn keep(
+        &mut self,
+        name: &str,
+        expert: Option<usize>,
+        codec: &Codec,
+        coded: &CodedRows,
+        parameters: &MatrixParameters,
+        solved: Solved,
+        deviations: &Deviations,
+    ) -> Result<(), SolveFailure> {
+        let bits = codec.element.bits();
+        let row_bytes = packed_bytes(coded.columns, bits);
+        let mut codes = vec![0; row_bytes * coded.rows];
+        for (row, out) in coded.codes.chunks_exact(coded.columns.max(1)).zip(codes.chunks_exact_mut(row_bytes.max(1))) {
+            pack(row, bits, out);
+        }
+        let whole: Vec<f32> = [parameters.tensor_scale, parameters.tensor_zero].into_iter().flatten().collect();
+        let tensors: [(&str, Dtype, Vec<usize>, &[u8]); 4] = [
+            ("scales", Dtype::F32, vec![coded.scales.len()], bytemuck::cast_slice(&coded.scales)),
+            ("whole", Dtype::F32, vec![whole.len()], bytemuck::cast_slice(&whole)),
+            ("zeros", Dtype::F32, vec![coded.zeros.len()], bytemuck::cast_slice(&coded.zeros)),
+            ("codes", Dtype::U8, vec![coded.rows, row_bytes], &codes),
+        ];
+        let hash = self.write(&self.path(name, expert.unwrap_or(0)), &tensors)?;
+        let deviations = deviations.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        self.append(Line::Matrix { name: name.to_owned(), expert, hash, solved, deviations })
+    }
+
+    fn write(&self, path: &Path, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<ContentHash, SolveFailure> {
+        let mut bytes = header_bytes(tensors.iter().map(|(name, dtype, shape, _)| (*name, *dtype, &shape[..])), &[]);
+        for (.., data) in tensors {
+            bytes.extend_from_slice(data);
+        }
+        std::fs::write(path, &bytes).map_err(|source| SolveFailure::io(path, source))?;
+        Ok(ContentHash::of_in_parallel(&bytes))
+    }
+
+    /// Keeps lists of numbers, by name.
+    pub fn keep_lists(&mut self, file: &str, lists: &[(String, Vec<f64>)]) -> Result<ContentHash, SolveFailure> {
+        let tensors: Vec<(&str, Dtype, Vec<usize>, &[u8])> = lists
+            .iter()
+            .map(|(name, values)| (name.as_str(), Dtype::F64, vec![values.len()], bytemuck::cast_slice(values)))
+            .collect();
+        self.write(&self.folder.join(file), &tensors)
+    }
+
+    /// Reads lists back; none when the file is not what the journal says.
+    pub fn lists(&self, file: &str, hash: ContentHash) -> Option<Vec<(String, Vec<f64>)>> {
+        let path = self.folder.join(file);
+        let bytes = std::fs::read(&path).ok()?;
+        if ContentHash::of_in_parallel(&bytes) != hash {
+            return None;
+        }
+        let checkpoint = Checkpoint::open(&path).ok()?;
+        let list = checkpoint.tensors().map(|entry| {
+            let bytes = checkpoint.bytes(entry).chunks_exact(8);
+            let values = bytes.map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default())).collect();
+            (entry.name.clone(), values)
+        });
+        Some(list.collect())
+    }
+
+    /// Whether a matrix is solved, and how.
+    pub fn solved(&self, name: &str, expert: usize) -> Option<&Solved> {
+        self.matrices.get(&(name.to_owned(), expert)).map(|(_, solved, _)| solved)
+    }
+
+    /// A solved matrix read back; none when it is not there or not what the journal says.
+    pub fn matrix(
+        &self,
+        name: &str,
+        expert: usize,
+        codec: &Codec,
+        rows: usize,
+        columns: usize,
+    ) -> Option<(CodedRows, MatrixParameters, Deviations)> {
+        let (hash, _, deviations) = self.matrices.get(&(name.to_owned(), expert))?;
+        let path = self.path(name, expert);
+        if ContentHash::of_in_parallel(&std::fs::read(&path).ok()?) != *hash {
+            return None;
+        }
+        let checkpoint = Checkpoint::open(&path).ok()?;
+        let floats = |name: &str| -> Option<Vec<f32>> {
+            let entry = checkpoint.tensor(name)?;
+            let mut values = vec![0.0; entry.bytes as usize / 4];
+            decode_to_f32(entry.dtype, checkpoint.bytes(entry), &mut values);
+            Some(values)
+        };
+        let packed = checkpoint.bytes(checkpoint.tensor("codes")?);
+        let bits = codec.element.bits();
+        let row_bytes = packed_bytes(columns, bits);
+        if packed.len() != row_bytes * rows {
+            return None;
+        }
+        let mut codes = vec![0; rows * columns];
+        for (row, packed) in codes.chunks_exact_mut(columns.max(1)).zip(packed.chunks_exact(row_bytes.max(1))) {
+            unpack(packed, bits, row);
+        }
+        let whole = floats("whole")?;
+        let parameters = MatrixParameters {
+            tensor_scale: whole.first().copied(),
+            tensor_zero: whole.get(1).copied(),
+            outliers: None,
+        };
+        let coded = CodedRows { first_row: 0, rows, columns, codes, scales: floats("scales")?, zeros: floats("zeros")? };
+        let known = deviations.iter().map(|(kind, count)| (intern(kind), *count)).collect();
+        Some((coded, parameters, known))
+    }
+
+    /// The encoder that hands out a solved tensor; none when not all of its experts are solved.
+    pub fn encoder(&self, name: &str, codec: &Codec, experts: usize, rows: usize, columns: usize) -> Option<SolvedEncoder> {
+        let parts = (0..experts)
+            .map(|expert| self.matrix(name, expert, codec, rows, columns))
+            .collect::<Option<Vec<_>>>()?;
+        Some(SolvedEncoder { codec: codec.clone(), rows, parts })
+    }
+
+    /// How every solved tensor was solved: of stacked experts the sums.
+    pub fn report(&self, name: &str) -> Option<Solved> {
+        let range = (name.to_owned(), 0)..=(name.to_owned(), usize::MAX);
+        let mut all = self.matrices.range(range).map(|(_, (_, solved, _))| solved);
+        let mut total = all.next()?.clone();
+        let mut count = 1.0;
+        for solved in all {
+            total.tokens += solved.tokens;
+            total.loss_nearest += solved.loss_nearest;
+            total.loss_sweep += solved.loss_sweep;
+            total.loss += solved.loss;
+            total.damping = total.damping.max(solved.damping);
+            count += 1.0;
+        }
+        total.loss_nearest /= count;
+        total.loss_sweep /= count;
+        total.loss /= count;
+        Some(total)
+    }
+}
+
+/// Names of deviations live as long as the program; the journal's do not.
+fn intern(kind: &str) -> &'static str {
+    const KNOWN: &[&str] =
+        &["scale-clamped", "zero-point-clamped", "damping-raised", "dead-columns", "starved-expert", "no-statistics"];
+    KNOWN.iter().find(|known| **known == kind).copied().unwrap_or("other")
+}
+
+/// Hands out codes that are known already.
+#[derive(Debug)]
+pub struct SolvedEncoder {
+    codec: Codec,
+    /// Rows of one part.
+    rows: usize,
+    parts: Vec<(CodedRows, MatrixParameters, Deviations)>,
+}
+
+impl MatrixEncoder for SolvedEncoder {
+    fn prepare(&self, _source: &dyn RowSource) -> Result<MatrixParameters, CodecError> {
+        Ok(self.parts.first().map(|(_, parameters, _)| parameters.clone()).unwrap_or_default())
+    }
+
+    fn encode(
+        &self,
+        _source: &dyn RowSource,
+        _parameters: &MatrixParameters,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<EncodedStripe, CodecError> {
+        let mut stripe = EncodedStripe::default();
+        stripe.rows.first_row = first_row;
+        stripe.rows.rows = rows;
+        let mut row = first_row;
+        while row < first_row + rows {
+            let (part, within) = (row / self.rows.max(1), row % self.rows.max(1));
+            let count = (self.rows - within).min(first_row + rows - row);
+            let (coded, _, deviations) = &self.parts[part];
+            let columns = coded.columns;
+            stripe.rows.columns = columns;
+            stripe.rows.codes.extend_from_slice(&coded.codes[within * columns..(within + count) * columns]);
+            let groups = self.codec.groups_per_row(columns);
+            let scale_rows = self.codec.scale_row_range(within, count);
+            let range = scale_rows.start * groups..scale_rows.end * groups;
+            if !coded.scales.is_empty() {
+                stripe.rows.scales.extend_from_slice(&coded.scales[range.clone()]);
+            }
+            if !coded.zeros.is_empty() {
+                stripe.rows.zeros.extend_from_slice(&coded.zeros[range]);
+            }
+            if within == 0 {
+                for (kind, count) in deviations {
+                    *stripe.deviations.entry(kind).or_default() += count;
+                }
+            }
+            row += count;
+        }
+        Ok(stripe)
+    }
+}
