@@ -49,6 +49,9 @@ pub enum Error {
     /// The run failed.
     #[error(transparent)]
     Run(#[from] crate::run::RunError),
+    /// A model cannot be run.
+    #[error(transparent)]
+    Forward(#[from] crate::forward::ForwardError),
     /// A manifest cannot be read.
     #[error(transparent)]
     Manifest(#[from] crate::manifest::ManifestError),
@@ -63,6 +66,7 @@ impl Error {
             Self::Checkpoint(_) | Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
             Self::Tokens(error) => error.exit_code(),
             Self::Layout(error) => error.exit_code(),
+            Self::Forward(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
             Self::Run(error) => error.exit_code(),
         }
@@ -77,7 +81,7 @@ impl Error {
             Self::Layout(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Run(error) => error.hint(),
-            Self::Recipe(_) | Self::Codec(_) | Self::Choose(_) | Self::Manifest(_) => None,
+            Self::Recipe(_) | Self::Codec(_) | Self::Choose(_) | Self::Forward(_) | Self::Manifest(_) => None,
         }
     }
 }

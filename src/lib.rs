@@ -22,6 +22,8 @@ pub mod layout;
 #[path = "../passes/mod.rs"]
 pub mod passes;
 
+pub mod forward;
+
 pub mod plan;
 
 pub mod run;

@@ -7,6 +7,7 @@ mod codes;
 mod compressed_tensors;
 mod config;
 mod gptq;
+mod inputs;
 mod matrix;
 mod named;
 mod parts;

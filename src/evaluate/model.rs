@@ -1,0 +1,269 @@
+//! Evaluates whole models: perplexity, and how far one model's predictions are from another's.
+//!
+//! Logits are never stored: for every token run the sums that the figures need, over pieces of the vocabulary.
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::{
+    Result,
+    forward::{Limits, Matrix, Model, Store, WeightSource, exp},
+};
+
+/// Bytes of the output projection that are in memory at a time.
+const CLASS_BYTES: usize = 64 << 20;
+
+/// A model and its weights.
+#[derive(Clone, Copy)]
+pub struct Evaluated<'a> {
+    /// What it computes.
+    pub model: &'a Model,
+    /// Its weights.
+    pub source: &'a dyn WeightSource,
+}
+
+/// A figure with its standard error, from the differences between windows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Figure {
+    /// The mean over all predicted tokens.
+    pub mean: f64,
+    /// Standard error of the mean, taking windows as independent draws.
+    pub standard_error: f64,
+}
+
+/// What an evaluation found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelFigures {
+    /// Predicted tokens.
+    pub tokens: usize,
+    /// Negative log-likelihood, nats per predicted token; none for encoders.
+    pub loss: Option<Figure>,
+    /// Comparison with the reference model.
+    pub comparison: Option<Comparison>,
+}
+
+/// How far a model is from its reference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// KL(reference ‖ model), nats per token.
+    pub divergence: Figure,
+    /// Its 99th percentile over tokens.
+    pub divergence_p99: f64,
+    /// Share of tokens whose most likely class agrees.
+    pub agreement: Figure,
+    /// Relative error of the last hidden states.
+    pub hidden_error: f64,
+}
+
+/// Sums of one token over the classes seen so far.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    largest: f32,
+    sum: f64,
+    best: u32,
+    target: f32,
+    reference_largest: f32,
+    reference_sum: f64,
+    reference_best: u32,
+    /// Σ e^(r − largest) (r − m).
+    gap: f64,
+}
+
+impl Running {
+    const EMPTY: Self = Self {
+        largest: f32::NEG_INFINITY,
+        sum: 0.0,
+        best: 0,
+        target: 0.0,
+        reference_largest: f32::NEG_INFINITY,
+        reference_sum: 0.0,
+        reference_best: 0,
+        gap: 0.0,
+    };
+
+    /// Adds classes `first..` of one token.
+    fn add(&mut self, logits: &[f32], reference: Option<&[f32]>, first: usize, target: Option<u32>) {
+        if let Some(logit) = target.and_then(|target| (target as usize).checked_sub(first)).and_then(|at| logits.get(at)) {
+            self.target = *logit;
+        }
+        let (index, largest) = largest(logits);
+        if largest > self.largest {
+            self.sum *= f64::from(exp(self.largest - largest));
+            (self.largest, self.best) = (largest, (first + index) as u32);
+        }
+        self.sum += sum_of(logits, |logit| exp(logit - self.largest));
+        let Some(reference) = reference else { return };
+        let (index, largest_reference) = self::largest(reference);
+        if largest_reference > self.reference_largest {
+            let factor = f64::from(exp(self.reference_largest - largest_reference));
+            self.reference_sum *= factor;
+            self.gap *= factor;
+            (self.reference_largest, self.reference_best) = (largest_reference, (first + index) as u32);
+        }
+        let top = self.reference_largest;
+        self.reference_sum += sum_of(reference, |logit| exp(logit - top));
+        for (reference, logits) in reference.chunks(256).zip(logits.chunks(256)) {
+            let mut gap = 0.0;
+            for (r, m) in reference.iter().zip(logits) {
+                gap += f64::from(exp(r - top) * (r - m));
+            }
+            self.gap += gap;
+        }
+    }
+
+    fn log_sum(&self) -> f64 {
+        f64::from(self.largest) + self.sum.ln()
+    }
+
+    fn loss(&self) -> f64 {
+        self.log_sum() - f64::from(self.target)
+    }
+
+    fn divergence(&self) -> f64 {
+        let reference = f64::from(self.reference_largest) + self.reference_sum.ln();
+        (self.gap / self.reference_sum - reference + self.log_sum()).max(0.0)
+    }
+}
+
+fn largest(logits: &[f32]) -> (usize, f32) {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (index, logit) in logits.iter().enumerate() {
+        if *logit > best.1 {
+            best = (index, *logit);
+        }
+    }
+    best
+}
+
+fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f64 {
+    values
+        .chunks(256)
+        .map(|chunk| {
+            let mut lanes = [0.0_f32; 16];
+            for part in chunk.chunks(16) {
+                for (lane, value) in lanes.iter_mut().zip(part) {
+                    *lane += term(*value);
+                }
+            }
+            lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>()
+        })
+        .sum()
+}
+
+/// A mean over windows and its standard error.
+fn figure(windows: &[Vec<f64>]) -> Figure {
+    let count = windows.len() as f64;
+    let means: Vec<f64> = windows.iter().map(|window| window.iter().sum::<f64>() / window.len().max(1) as f64).collect();
+    let mean = means.iter().sum::<f64>() / count;
+    let variance = means.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    Figure { mean, standard_error: (variance / count).sqrt() }
+}
+
+/// Evaluates `model` on windows of equal length, and next to `reference` where there is one. `logits` gets every
+/// batch's logits (or last hidden states, of a model without a head), row after row, for whoever wants them whole.
+/// `progress` hears of blocks done, of how many.
+///
+/// # Errors
+/// Whatever the forward pass or the disk fails with.
+pub fn evaluate_model(
+    model: Evaluated<'_>,
+    reference: Option<Evaluated<'_>>,
+    windows: &[Vec<u32>],
+    limits: &Limits,
+    mut logits: Option<&mut dyn FnMut(&Matrix) -> std::io::Result<()>>,
+    progress: &dyn Fn(usize, usize),
+) -> Result<ModelFigures> {
+    let length = windows.first().map_or(0, Vec::len);
+    let blocks = model.model.blocks.len() + reference.map_or(0, |reference| reference.model.blocks.len());
+    let mut done = 0;
+    let mut run = |evaluated: Evaluated<'_>| -> Result<Store> {
+        let mut store = evaluated.model.embed_all(evaluated.source, windows, limits, None)?;
+        for index in 0..evaluated.model.blocks.len() {
+            evaluated.model.advance(index, evaluated.source, &mut store, limits)?;
+            done += 1;
+            progress(done, blocks);
+        }
+        let head = evaluated.model.head(evaluated.source)?;
+        for batch in 0..store.batches() {
+            let mut state = store.read(batch)?;
+            state.hidden = head.top(&state.hidden);
+            store.write(batch, &state)?;
+        }
+        Ok(store)
+    };
+    let tops = run(model)?;
+    let reference_tops = reference.map(&mut run).transpose()?;
+    let head = model.model.head(model.source)?;
+    let reference_head = reference.map(|reference| reference.model.head(reference.source)).transpose()?;
+    let mut running = vec![Running::EMPTY; windows.len() * length];
+    let (mut difference, mut norm) = (0.0, 0.0);
+    let classes = model.model.classes();
+    let chunk = if logits.is_some() { classes } else { (CLASS_BYTES / 4 / model.model.hidden.max(1)).min(classes) };
+    let chunk = chunk.max(1);
+    let per_batch = limits.batch_sequences(length) * length;
+    let shift = usize::from(model.model.causal);
+    for first in (0..classes.max(1)).step_by(chunk) {
+        let count = chunk.min(classes.saturating_sub(first));
+        let weights = head.classes(model.source, first, count)?;
+        let reference_weights = match (&reference_head, reference) {
+            (Some(head), Some(reference)) => Some(head.classes(reference.source, first, count)?),
+            _ => None,
+        };
+        for batch in 0..tops.batches() {
+            let top = tops.read(batch)?.hidden;
+            let reference_top = reference_tops.as_ref().map(|tops| tops.read(batch)).transpose()?.map(|s| s.hidden);
+            if first == 0
+                && let Some(reference) = &reference_top
+            {
+                for (value, reference) in top.values.iter().zip(&reference.values) {
+                    difference += f64::from(value - reference).powi(2);
+                    norm += f64::from(*reference).powi(2);
+                }
+            }
+            if classes == 0 {
+                if let Some(logits) = &mut logits {
+                    logits(&top)?;
+                }
+                continue;
+            }
+            let values = head.logits(&top, &weights, first);
+            if let Some(logits) = &mut logits {
+                logits(&values)?;
+            }
+            let reference_values = match (&reference_head, &reference_top, &reference_weights) {
+                (Some(head), Some(top), Some(weights)) => Some(head.logits(top, weights, first)),
+                _ => None,
+            };
+            let tokens = &mut running[batch * per_batch..][..values.rows];
+            tokens.par_iter_mut().enumerate().for_each(|(row, running)| {
+                let token = batch * per_batch + row;
+                let (window, position) = (token / length, token % length);
+                let target = windows[window].get(position + 1).copied().filter(|_| shift == 1);
+                running.add(values.row(row), reference_values.as_ref().map(|values| values.row(row)), first, target);
+            });
+        }
+    }
+    let predicted = length.saturating_sub(shift);
+    let per_window = |value: &dyn Fn(&Running) -> f64| -> Vec<Vec<f64>> {
+        running.chunks(length.max(1)).map(|window| window[..predicted].iter().map(value).collect()).collect()
+    };
+    let loss = (model.model.causal && classes > 0).then(|| figure(&per_window(&Running::loss)));
+    let comparison = reference.map(|_| {
+        if classes == 0 {
+            let nothing = Figure { mean: 0.0, standard_error: 0.0 };
+            let hidden_error = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
+            return Comparison { divergence: nothing, divergence_p99: 0.0, agreement: nothing, hidden_error };
+        }
+        let divergences = per_window(&Running::divergence);
+        let mut sorted: Vec<f64> = divergences.iter().flatten().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (sorted.len() * 99).div_ceil(100).saturating_sub(1);
+        Comparison {
+            divergence: figure(&divergences),
+            divergence_p99: sorted.get(rank).copied().unwrap_or(0.0),
+            agreement: figure(&per_window(&|running| f64::from(u8::from(running.best == running.reference_best)))),
+            hidden_error: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
+        }
+    });
+    Ok(ModelFigures { tokens: windows.len() * predicted, loss, comparison })
+}

@@ -1,0 +1,35 @@
+//! The forward pass, one block at a time, from whatever stores the weights. Shared by calibration and evaluation.
+//!
+//! A block is a list of [`Stage`]s. Each stage has one input that some linears share, and what follows from their
+//! outputs: `input` gives the first, `finish` does the second. Between two stages lies a [`State`] that can be put aside,
+//! so that a caller may gather statistics of an input, change the linears that read it, and go on.
+//! Activations and sums are F32.
+
+mod attention;
+mod block;
+mod build;
+mod config;
+mod error;
+mod experts;
+mod inputs;
+mod kernels;
+mod matrix;
+mod model;
+mod rope;
+mod spec;
+mod state;
+mod store;
+mod stream;
+mod weights;
+
+pub use block::Block;
+pub use error::{ARCHITECTURES, ForwardError};
+pub use experts::{Expert, Routing};
+pub use kernels::{Activation, exp};
+pub use matrix::{Matrix, multiply_transposed};
+pub use model::{Head, Model};
+pub use spec::{BlockSpec, Kind, Stage};
+pub use state::State;
+pub use store::Store;
+pub use stream::Limits;
+pub use weights::{InputFormat, Linear, LinearSpec, WeightSource, apply_together};
