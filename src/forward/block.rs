@@ -32,10 +32,9 @@ pub struct Block<'a> {
 
 /// Reads one row of numbers.
 pub(super) fn vector(source: &dyn WeightSource, name: &str) -> Result<Vec<f32>, ForwardError> {
-    let shape = source.shape(name).ok_or_else(|| ForwardError::Tensor {
-        tensor: name.to_owned(),
-        problem: "is missing".to_owned(),
-    })?;
+    let shape = source
+        .shape(name)
+        .ok_or_else(|| ForwardError::Tensor { tensor: name.to_owned(), problem: "is missing".to_owned() })?;
     let mut values = vec![0.0; shape.iter().product()];
     source.read(name, false, 0, &mut values)?;
     Ok(values)
@@ -139,7 +138,13 @@ impl<'a> Block<'a> {
             Kind::AttentionOutput => {
                 state.carried.clear();
                 let norm = self.after_attention.as_ref();
-                self.residual(&mut state.hidden, y, norm, matches!(self.spec.after_attention, After::Sum(_)), "attention")?;
+                self.residual(
+                    &mut state.hidden,
+                    y,
+                    norm,
+                    matches!(self.spec.after_attention, After::Sum(_)),
+                    "attention",
+                )?;
             }
             Kind::LatentInput => state.carried = self.split_latents(&y),
             Kind::LatentQuery => state.carried[0] = y,

@@ -29,7 +29,9 @@ pub(super) enum Family {
 impl Family {
     pub(super) fn of(model_type: &str) -> Option<Self> {
         Some(match model_type {
-            "llama" | "mistral" | "qwen2" | "qwen3" | "qwen2_5_vl_text" | "qwen2_vl_text" | "qwen3_vl_text" => Self::Llama,
+            "llama" | "mistral" | "qwen2" | "qwen3" | "qwen2_5_vl_text" | "qwen2_vl_text" | "qwen3_vl_text" => {
+                Self::Llama
+            }
             "gemma" => Self::Gemma,
             "gemma2" => Self::Gemma2,
             "gemma3" | "gemma3_text" => Self::Gemma3,
@@ -74,9 +76,7 @@ impl<'a> Builder<'a> {
         let (probes, trunks): (&[&str], &[(&str, &str)]) = match family {
             Family::Opt => (&["fc1.weight"], &[("model.decoder.", "layers."), ("decoder.", "layers.")]),
             Family::Gpt2 => (&["attn.c_attn.weight"], &[("transformer.", "h."), ("", "h.")]),
-            Family::Bert => {
-                (&["attention.self.query.weight"], &[("bert.", "encoder.layer."), ("", "encoder.layer.")])
-            }
+            Family::Bert => (&["attention.self.query.weight"], &[("bert.", "encoder.layer."), ("", "encoder.layer.")]),
             _ => (&["input_layernorm.weight"], &[("model.", "layers."), ("", "layers.")]),
         };
         let prefixes = ["", "language_model.", "model.language_model.", "llm.", "text_model.", "model.text_model."];
@@ -165,7 +165,8 @@ impl<'a> Builder<'a> {
             Family::Bert => "gelu",
             _ => "silu",
         };
-        let (key, word) = keys.iter().find_map(|key| Some((*key, self.config.word(key)?))).unwrap_or(("hidden_act", default));
+        let (key, word) =
+            keys.iter().find_map(|key| Some((*key, self.config.word(key)?))).unwrap_or(("hidden_act", default));
         // Gemma's oldest configs say "gelu" and mean the approximation.
         let word = if self.family == Family::Gemma && word == "gelu" { default } else { word };
         Activation::by_name(word).ok_or_else(|| ForwardError::config(key, format!("is \"{word}\", which is not known")))
@@ -268,7 +269,10 @@ impl<'a> Builder<'a> {
             };
             let key_value_heads = config.count("num_key_value_heads")?.filter(|heads| *heads > 0).unwrap_or(heads);
             if !heads.is_multiple_of(key_value_heads) {
-                return Err(ForwardError::config("num_key_value_heads", format!("is {key_value_heads}, which does not divide {heads} heads")));
+                return Err(ForwardError::config(
+                    "num_key_value_heads",
+                    format!("is {key_value_heads}, which does not divide {heads} heads"),
+                ));
             }
             default_base = match family {
                 Family::Gemma3 if window.is_none() => 1e6,
@@ -357,9 +361,9 @@ impl<'a> Builder<'a> {
             let kind = parameters["rope_type"].as_str().or_else(|| parameters["type"].as_str()).unwrap_or("default");
             let all = parameters["mscale_all_dim"].as_f64().unwrap_or(0.0);
             if kind != "default" && all != 0.0 {
-                let factor = parameters["factor"].as_f64().ok_or_else(|| {
-                    ForwardError::config("rope_parameters.factor", "is missing")
-                })?;
+                let factor = parameters["factor"]
+                    .as_f64()
+                    .ok_or_else(|| ForwardError::config("rope_parameters.factor", "is missing"))?;
                 scale *= yarn_scale(factor, all).powi(2);
             }
         }
@@ -383,11 +387,8 @@ impl<'a> Builder<'a> {
             ]
         };
         let down = vec![self.linear(&format!("{module}.down_proj"), hidden, width, false)?];
-        let (first, second) = if shared {
-            (Kind::SharedExpert, Kind::SharedExpertOutput)
-        } else {
-            (Kind::Mlp, Kind::MlpOutput)
-        };
+        let (first, second) =
+            if shared { (Kind::SharedExpert, Kind::SharedExpertOutput) } else { (Kind::Mlp, Kind::MlpOutput) };
         stages.push(Stage { kind: first, linears });
         stages.push(Stage { kind: second, linears: down });
         Ok(())
@@ -405,7 +406,10 @@ impl<'a> Builder<'a> {
         let experts = shape.first().copied().unwrap_or(0);
         let top = config.needed("num_experts_per_tok")?;
         if top > experts {
-            return Err(ForwardError::config("num_experts_per_tok", format!("is {top}, but block {index} has {experts} experts")));
+            return Err(ForwardError::config(
+                "num_experts_per_tok",
+                format!("is {top}, but block {index} has {experts} experts"),
+            ));
         }
         let oss = self.family == Family::GptOss;
         let stacked = format!("{base}.experts.gate_up_proj");
@@ -462,9 +466,8 @@ impl<'a> Builder<'a> {
             Family::Mixtral => RouterRule::Softmax { normalize: true },
             _ => RouterRule::Softmax { normalize: normalize.unwrap_or(false) },
         };
-        let sibling = |word: &str| {
-            Some(format!("{}{word}", router.trim_end_matches("weight"))).filter(|name| self.has(name))
-        };
+        let sibling =
+            |word: &str| Some(format!("{}{word}", router.trim_end_matches("weight"))).filter(|name| self.has(name));
         Ok(Some(ExpertsSpec {
             inputs,
             outputs,
@@ -524,7 +527,8 @@ impl<'a> Builder<'a> {
         let width = self.config.needed("ffn_dim")?;
         let linear = |part: &str, rows, columns| self.linear(&format!("{name}{part}"), rows, columns, false);
         let stage = |kind, linears| Stage { kind, linears };
-        let projections = ["q_proj", "k_proj", "v_proj"].iter().map(|part| linear(&format!("self_attn.{part}"), hidden, hidden));
+        let projections =
+            ["q_proj", "k_proj", "v_proj"].iter().map(|part| linear(&format!("self_attn.{part}"), hidden, hidden));
         let stages = vec![
             stage(Kind::Attention, projections.collect::<Result<_, _>>()?),
             stage(Kind::AttentionOutput, vec![linear("self_attn.out_proj", hidden, hidden)?]),

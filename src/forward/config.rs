@@ -15,7 +15,8 @@ impl<'a> Config<'a> {
     /// The view of a parsed `config.json`.
     #[must_use]
     pub fn new(root: &'a Value) -> Self {
-        let text = ["text_config", "llm_config", "language_config"].iter().map(|key| &root[*key]).find(|v| v.is_object());
+        let text =
+            ["text_config", "llm_config", "language_config"].iter().map(|key| &root[*key]).find(|v| v.is_object());
         Self { root, text: text.unwrap_or(root) }
     }
 

@@ -50,7 +50,9 @@ pub enum ForwardError {
     #[error("the file of hidden states: {0}")]
     Store(#[from] std::io::Error),
     /// Activations became infinite or not-a-number.
-    #[error("the activations of block {block} are not finite ({what}); the weights before it, or the model itself, overflow")]
+    #[error(
+        "the activations of block {block} are not finite ({what}); the weights before it, or the model itself, overflow"
+    )]
     Overflow {
         /// The block.
         block: usize,

@@ -164,7 +164,8 @@ impl Routing {
     /// Adds the expert's outputs to the sum that the state carries.
     pub fn scatter(&self, state: &mut State, y: &Matrix) {
         let sum = &mut state.carried[2];
-        for ((token, weight), row) in self.tokens.iter().zip(&self.weights).zip(y.values.chunks_exact(y.columns.max(1))) {
+        for ((token, weight), row) in self.tokens.iter().zip(&self.weights).zip(y.values.chunks_exact(y.columns.max(1)))
+        {
             for (sum, value) in sum.row_mut(*token).iter_mut().zip(row) {
                 *sum += weight * value;
             }

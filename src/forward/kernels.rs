@@ -43,7 +43,8 @@ fn tanh(x: f32) -> f32 {
     let e = exp(2.0 * x);
     let quotient = 1.0 - 2.0 / (e + 1.0);
     let square = x * x;
-    let series = x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0 + square * 62.0 / 2835.0))));
+    let series =
+        x * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 + square * (-17.0 / 315.0 + square * 62.0 / 2835.0))));
     if square < 0.04 { series } else { quotient }
 }
 

@@ -53,19 +53,22 @@ impl Model {
         let config = Config::new(config.ok_or(ForwardError::NoConfig)?);
         let builder = Builder::new(config, source)?;
         let (family, trunk) = (builder.family, builder.trunk.clone());
-        let blocks = (0..builder.count_of_blocks()?).map(|index| builder.block(index)).collect::<Result<Vec<_>, _>>()?;
+        let blocks =
+            (0..builder.count_of_blocks()?).map(|index| builder.block(index)).collect::<Result<Vec<_>, _>>()?;
         let hidden = builder.hidden()?;
         let embedding = match family {
             Family::Gpt2 => format!("{trunk}wte.weight"),
             Family::Bert => format!("{trunk}embeddings.word_embeddings.weight"),
             _ => format!("{trunk}embed_tokens.weight"),
         };
-        let shape = source.shape(&embedding).ok_or_else(|| ForwardError::Tensor {
-            tensor: embedding.clone(),
-            problem: "is missing".to_owned(),
-        })?;
+        let shape = source
+            .shape(&embedding)
+            .ok_or_else(|| ForwardError::Tensor { tensor: embedding.clone(), problem: "is missing".to_owned() })?;
         let [vocabulary, embedding_width] = shape[..] else {
-            return Err(ForwardError::Tensor { tensor: embedding, problem: format!("is {shape:?}, expected two dimensions") });
+            return Err(ForwardError::Tensor {
+                tensor: embedding,
+                problem: format!("is {shape:?}, expected two dimensions"),
+            });
         };
         let has = |name: &str| source.shape(name).is_some();
         let linear = |name: String, rows: usize, columns: usize| LinearSpec {

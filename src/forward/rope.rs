@@ -66,7 +66,10 @@ impl Rope {
         };
         let dimensions = (head as f64 * partial) as usize;
         if dimensions == 0 || !dimensions.is_multiple_of(2) {
-            return Err(ForwardError::config("partial_rotary_factor", format!("leaves {dimensions} channels to rotate")));
+            return Err(ForwardError::config(
+                "partial_rotary_factor",
+                format!("leaves {dimensions} channels to rotate"),
+            ));
         }
         let kind = parameters["rope_type"].as_str().or_else(|| parameters["type"].as_str()).unwrap_or("default");
         let positions = config.number("max_position_embeddings")?.unwrap_or(2048.0);
@@ -121,8 +124,11 @@ impl Rope {
                 };
                 let original = original()?;
                 let factor = number("factor").unwrap_or(positions / original);
-                let amplitude = number("attention_factor")
-                    .unwrap_or(if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() });
+                let amplitude = number("attention_factor").unwrap_or(if factor <= 1.0 {
+                    1.0
+                } else {
+                    (1.0 + factor.ln() / original.ln()).sqrt()
+                });
                 let (short, long) = (list("short_factor")?, list("long_factor")?);
                 Scaling::Long { short, long, original: original as usize, amplitude }
             }
@@ -165,9 +171,8 @@ impl Rope {
                 (plain(self.base).into_iter().map(scaled).collect(), 1.0)
             }
             Scaling::Yarn { factor, fast, slow, original, truncate, amplitude } => {
-                let dimension = |rotations: f64| {
-                    dimensions * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.base.ln())
-                };
+                let dimension =
+                    |rotations: f64| dimensions * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.base.ln());
                 let (mut low, mut high) = (dimension(*fast), dimension(*slow));
                 if *truncate {
                     (low, high) = (low.floor(), high.ceil());

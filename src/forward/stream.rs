@@ -106,7 +106,8 @@ impl Model {
         let at_once = limits.experts_at_once(spec);
         for first in (0..experts).step_by(at_once) {
             let range = first..experts.min(first + at_once);
-            let loaded = range.clone().map(|expert| Expert::read(spec, expert, source)).collect::<Result<Vec<_>, _>>()?;
+            let loaded =
+                range.clone().map(|expert| Expert::read(spec, expert, source)).collect::<Result<Vec<_>, _>>()?;
             for batch in 0..store.batches() {
                 let mut state: State = store.read(batch)?;
                 for (expert, loaded) in range.clone().zip(&loaded) {

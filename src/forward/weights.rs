@@ -51,9 +51,10 @@ impl WeightSource for LogicalCheckpoint {
         // Whole rows in fixed pieces, so that many cores decode one matrix.
         let piece = (1 << 18) / width;
         let piece = piece.max(rows.rows_at_once()).max(1);
-        let result = out.par_chunks_mut(piece * width).enumerate().try_for_each(|(index, out)| {
-            rows.read_rows(first_row + index * piece, out)
-        });
+        let result = out
+            .par_chunks_mut(piece * width)
+            .enumerate()
+            .try_for_each(|(index, out)| rows.read_rows(first_row + index * piece, out));
         rows.release_rows(first_row..first_row + out.len() / width);
         result.map_err(|source| ForwardError::Codec { tensor: name.to_owned(), source })
     }

@@ -82,8 +82,9 @@ def compare(binary: str, name: str) -> tuple[str, str, str]:
     if (errors < LIMIT).all():  # not so where one is NaN
         return worst, yardstick, ""
     misses = ~(errors < LIMIT)
-    first = [int(index) for index in numpy.argwhere(misses)[0]]
-    return worst, yardstick, f"{misses.sum()} of {misses.size} positions, the first at sequence {first[0]}, position {first[1]}"
+    sequence, position = numpy.argwhere(misses)[0]
+    where = f"the first at sequence {sequence}, position {position}"
+    return worst, yardstick, f"{misses.sum()} of {misses.size} positions, {where}"
 
 
 def main() -> int:

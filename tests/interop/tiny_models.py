@@ -22,7 +22,8 @@ SPARSE = {**GROUPED, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermedia
 LATENT = {**COMMON, "num_key_value_heads": 4, "intermediate_size": 96, "kv_lora_rank": 24, "qk_rope_head_dim": 8,
           "qk_nope_head_dim": 16, "v_head_dim": 20, "n_routed_experts": 8, "num_experts_per_tok": 3,
           "moe_intermediate_size": 32, "n_shared_experts": 2, "first_k_dense_replace": 1}
-LATENT_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 8,
+# YaRN's ramp lies inside so few dimensions only where the original length is far above that of the sequences.
+LATENT_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 1024,
                "beta_fast": 32, "beta_slow": 1}
 FACTORS = [1.0 + 0.25 * index for index in range(8)]
 
@@ -32,7 +33,7 @@ def rope(kind: str, **parameters) -> dict:
 
 
 LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
-YARN = rope("yarn", factor=4.0, original_max_position_embeddings=8)
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=1024) | {"max_position_embeddings": 4096}
 
 # Name: class of the model, its configuration, and how config.json is rewritten before it is read again.
 MODELS = {
@@ -44,8 +45,8 @@ MODELS = {
     "llama-llama3-old": ("LlamaForCausalLM", GROUPED | LLAMA3, "old"),
     "llama-yarn": ("LlamaForCausalLM", GROUPED | YARN),
     "llama-yarn-options": ("LlamaForCausalLM", GROUPED | rope(
-        "yarn", factor=4.0, original_max_position_embeddings=16, beta_fast=16.0, beta_slow=2.0, attention_factor=1.25,
-        truncate=False)),
+        "yarn", factor=4.0, original_max_position_embeddings=1024, beta_fast=16.0, beta_slow=2.0,
+        attention_factor=1.25, truncate=False) | {"max_position_embeddings": 4096}),
     "llama-yarn-old": ("LlamaForCausalLM", GROUPED | YARN, "old"),
     "llama-biases": ("LlamaForCausalLM", GROUPED | {"attention_bias": True, "mlp_bias": True}),
     "llama-tied": ("LlamaForCausalLM", GROUPED | {"tie_word_embeddings": True}),
@@ -106,10 +107,11 @@ MODELS = {
                                                       "norm_topk_prob": True, "routed_scaling_factor": 2.5}),
     "deepseek-v3-yarn": ("DeepseekV3ForCausalLM", LATENT | {
         "q_lora_rank": None, "n_group": 2, "topk_group": 1, "norm_topk_prob": False, "n_shared_experts": 1,
-        "rope_parameters": LATENT_YARN | {"mscale": 0.707, "mscale_all_dim": 1.2}}),
+        "rope_parameters": LATENT_YARN | {"mscale": 0.707, "mscale_all_dim": 1.2}, "max_position_embeddings": 4096}),
     "deepseek-v3-yarn-old": ("DeepseekV3ForCausalLM", LATENT | {
         "q_lora_rank": 20, "n_group": 4, "topk_group": 2, "norm_topk_prob": True, "attention_bias": True,
-        "rope_parameters": LATENT_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}, "old"),
+        "rope_parameters": LATENT_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}, "max_position_embeddings": 4096},
+        "old"),
     "deepseek-v3-halves": ("DeepseekV3ForCausalLM", LATENT | {"q_lora_rank": 20, "n_group": 1, "topk_group": 1,
                                                              "norm_topk_prob": True, "rope_interleave": False}),
     "deepseek-v2": ("DeepseekV2ForCausalLM", LATENT | {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1,
@@ -117,15 +119,17 @@ MODELS = {
     "deepseek-v2-groups": ("DeepseekV2ForCausalLM", LATENT | {
         "q_lora_rank": 20, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
         "routed_scaling_factor": 4.0,
-        "rope_parameters": LATENT_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}}),
+        "rope_parameters": LATENT_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}, "max_position_embeddings": 4096}),
     "gpt-oss": ("GptOssForCausalLM", GROUPED | {
         "head_dim": 24, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7, "swiglu_limit": 1.0,
+        "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0,
-                            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 8}}),
+                            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 1024}}),
     "gpt-oss-old": ("GptOssForCausalLM", GROUPED | {
         "head_dim": 24, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7, "swiglu_limit": 1.0,
+        "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0,
-                            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 8}}, "old"),
+                            "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 1024}}, "old"),
     "opt": ("OPTForCausalLM", COMMON | {"ffn_dim": 96, "word_embed_proj_dim": 64, "do_layer_norm_before": True}),
     "opt-after": ("OPTForCausalLM", COMMON | {"ffn_dim": 96, "word_embed_proj_dim": 40,
                                               "do_layer_norm_before": False}),

@@ -39,8 +39,12 @@ impl LogicalCheckpoint {
         match (eight, float, arguments["strategy"].as_str(), arguments["dynamic"].as_bool()) {
             (true, false, Some("token"), Some(true)) => InputFormat::Int8PerToken,
             (true, true, Some("token"), Some(true)) => InputFormat::Fp8PerToken,
-            (true, false, Some("tensor"), Some(false)) => static_scale().map_or(InputFormat::Exact, InputFormat::Int8Static),
-            (true, true, Some("tensor"), Some(false)) => static_scale().map_or(InputFormat::Exact, InputFormat::Fp8Static),
+            (true, false, Some("tensor"), Some(false)) => {
+                static_scale().map_or(InputFormat::Exact, InputFormat::Int8Static)
+            }
+            (true, true, Some("tensor"), Some(false)) => {
+                static_scale().map_or(InputFormat::Exact, InputFormat::Fp8Static)
+            }
             _ => InputFormat::Exact,
         }
     }
