@@ -99,8 +99,8 @@ pub fn read(
     finish(sequences, description, vocabulary, &reader)
 }
 
-/// Reads a file for evaluation: tokenised whole without special tokens, cut into windows of `context` tokens that do not
-/// overlap, the short tail dropped. Rows of token ids are each cut in the same way. The other arguments are those of
+/// Reads a file for evaluation: tokenised whole without special tokens, cut into windows of `context` tokens that
+/// do not overlap, the short tail dropped. Rows of token ids are each cut in the same way. The other arguments are those of
 /// [`read`].
 ///
 /// # Errors
