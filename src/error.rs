@@ -52,6 +52,9 @@ pub enum Error {
     /// A model cannot be run.
     #[error(transparent)]
     Forward(#[from] crate::forward::ForwardError),
+    /// A scratch file fails.
+    #[error("a scratch file: {0}")]
+    Scratch(#[from] std::io::Error),
     /// A manifest cannot be read.
     #[error(transparent)]
     Manifest(#[from] crate::manifest::ManifestError),
@@ -65,6 +68,7 @@ impl Error {
             Self::Recipe(_) | Self::Choose(_) => ExitCode::Usage,
             Self::Checkpoint(_) | Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
             Self::Tokens(error) => error.exit_code(),
+            Self::Scratch(_) => ExitCode::Environment,
             Self::Layout(error) => error.exit_code(),
             Self::Forward(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
@@ -81,7 +85,12 @@ impl Error {
             Self::Layout(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Run(error) => error.hint(),
-            Self::Recipe(_) | Self::Codec(_) | Self::Choose(_) | Self::Forward(_) | Self::Manifest(_) => None,
+            Self::Recipe(_)
+            | Self::Codec(_)
+            | Self::Choose(_)
+            | Self::Scratch(_)
+            | Self::Forward(_)
+            | Self::Manifest(_) => None,
         }
     }
 }

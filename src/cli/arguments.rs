@@ -76,6 +76,14 @@ pub enum Command {
     /// below the threshold. Errors above the threshold, or without one, do not count.
     #[command(after_help = "Example:\n  bantam diff llama llama-int4 --min-snr 18")]
     Diff(DiffArguments),
+    /// Measure a model's perplexity on a text, and how far it is from another model
+    ///
+    /// The text is tokenised whole and cut into windows of --context tokens that do not overlap; the figure is over the
+    /// predicted tokens of all windows. Works on checkpoints and on artifacts, block by block: memory depends on the
+    /// largest block. With --reference also the mean KL divergence from it, its 99th percentile, and how often the most
+    /// likely token agrees. Standard errors take windows as independent draws.
+    #[command(after_help = "Example:\n  bantam eval llama-int4 --text evaluation.txt --reference llama --context 2048")]
+    Eval(EvalArguments),
     /// Check an artifact against its manifest, its layout and its source
     ///
     /// Checks files, headers, hashes, sums, the layout's demands and that every code decodes. With --source also that
@@ -96,6 +104,7 @@ impl Command {
             Self::Decode(arguments) => arguments.json,
             Self::Diff(arguments) => arguments.json,
             Self::Verify(arguments) => arguments.json,
+            Self::Eval(arguments) => arguments.json,
         }
     }
 }
@@ -208,6 +217,41 @@ pub struct DecodeArguments {
     /// What was written as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `bantam eval`.
+#[derive(Debug, Clone, Args)]
+pub struct EvalArguments {
+    /// A checkpoint or an artifact
+    pub path: PathBuf,
+    /// The text: .txt, .jsonl, or token ids in .safetensors
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// The model to compare with
+    #[arg(long, value_name = "DIR")]
+    pub reference: Option<PathBuf>,
+    /// Tokens of a window [default: what the model takes, at most 2048]
+    #[arg(long, value_name = "N", value_parser = parse_context)]
+    pub context: Option<usize>,
+    /// Number of threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Memory that the evaluation may use, such as 8GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<ByteSize>,
+    /// Write all logits to this safetensors file, F32 [windows, context, vocabulary]
+    #[arg(long, value_name = "FILE")]
+    pub save_logits: Option<PathBuf>,
+    /// The result as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_context(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(context) if context >= 2 => Ok(context),
+        _ => Err("expected a whole number of at least 2".to_owned()),
+    }
 }
 
 /// `--device`.

@@ -5,7 +5,8 @@ use std::{error::Error as StdError, io};
 use super::Output;
 use crate::{
     Error, ExitCode, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError,
-    layout::LayoutError, manifest::ManifestError, plan::PlanError, recipe::RecipeError, run::RunError,
+    forward::ForwardError, layout::LayoutError, manifest::ManifestError, plan::PlanError, recipe::RecipeError,
+    run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.
@@ -114,6 +115,9 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     }
     if let Some(error) = cause.downcast_ref::<RunError>() {
         return Some((error.exit_code(), error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<ForwardError>() {
+        return Some((error.exit_code(), None));
     }
     if cause.is::<RecipeError>() {
         return Some((ExitCode::Usage, None));

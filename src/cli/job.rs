@@ -67,3 +67,11 @@ pub(super) fn check_device(device: Device, output: &Output) -> Result<(), CliErr
         }
     }
 }
+
+/// Makes every parallel loop of this process use so many threads.
+pub(super) fn use_threads(asked: Option<u16>) -> Result<(), CliError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads(asked))
+        .build_global()
+        .map_err(|error| CliError::Environment { message: format!("cannot start threads: {error}"), hint: None })
+}

@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod decode;
 pub mod diff;
+pub mod eval;
 pub mod failure;
 pub mod inspect;
 mod job;
@@ -17,7 +18,7 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DiffArguments, GlobalArguments,
+    Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DiffArguments, EvalArguments, GlobalArguments,
     InspectArguments, PlanArguments, RunArguments, VerifyArguments,
 };
 pub use failure::CliError;
@@ -53,6 +54,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Inspect(arguments) => inspect::execute(arguments, output),
         Command::Decode(arguments) => decode::execute(arguments, output),
         Command::Diff(arguments) => diff::execute(arguments, output),
+        Command::Eval(arguments) => eval::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
     }
 }

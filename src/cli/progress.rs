@@ -101,3 +101,49 @@ fn summary(status: &Status) -> String {
         status.current
     )
 }
+
+/// Progress of something that has steps and nothing else to tell.
+pub struct Steps {
+    bar: Option<ProgressBar>,
+    lines: Option<Mutex<Instant>>,
+    what: &'static str,
+}
+
+impl Steps {
+    /// Steps of this name; silent with `--json`.
+    #[must_use]
+    pub fn new(output: &Output, what: &'static str) -> Self {
+        let bar = (!output.json() && output.progress_bar()).then(|| {
+            let bar = ProgressBar::new(0);
+            if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}") {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            bar
+        });
+        let lines = (!output.json() && bar.is_none() && output.progress_lines()).then(|| Mutex::new(Instant::now()));
+        Self { bar, lines, what }
+    }
+
+    /// So many are done.
+    pub fn show(&self, done: usize, of: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(of as u64);
+            bar.set_position(done as u64);
+            bar.set_message(self.what);
+        }
+        if let Some(Ok(mut last)) = self.lines.as_ref().map(Mutex::lock)
+            && last.elapsed() >= LINE_EVERY
+        {
+            *last = Instant::now();
+            // Progress is a courtesy: a closed stderr must not stop the work.
+            let _ = std::io::stderr().write_all(format!("{} {done}/{of}\n", self.what).as_bytes());
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -83,7 +83,9 @@ impl Running {
 
     /// Adds classes `first..` of one token.
     fn add(&mut self, logits: &[f32], reference: Option<&[f32]>, first: usize, target: Option<u32>) {
-        if let Some(logit) = target.and_then(|target| (target as usize).checked_sub(first)).and_then(|at| logits.get(at)) {
+        if let Some(logit) =
+            target.and_then(|target| (target as usize).checked_sub(first)).and_then(|at| logits.get(at))
+        {
             self.target = *logit;
         }
         let (index, largest) = largest(logits);
@@ -153,7 +155,8 @@ fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f64 {
 /// A mean over windows and its standard error.
 fn figure(windows: &[Vec<f64>]) -> Figure {
     let count = windows.len() as f64;
-    let means: Vec<f64> = windows.iter().map(|window| window.iter().sum::<f64>() / window.len().max(1) as f64).collect();
+    let means: Vec<f64> =
+        windows.iter().map(|window| window.iter().sum::<f64>() / window.len().max(1) as f64).collect();
     let mean = means.iter().sum::<f64>() / count;
     let variance = means.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
     Figure { mean, standard_error: (variance / count).sqrt() }

@@ -18,6 +18,14 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Limits for a budget of so many bytes: half of it for experts, an eighth for activations.
+    #[must_use]
+    pub fn within(bytes: u64, model: &Model, length: usize) -> Self {
+        let per_token = 16 * model.state_width() as u64;
+        let tokens = (bytes / 8 / per_token.max(1)) as usize;
+        Self { batch_tokens: tokens.clamp(length, 4096.max(length)), expert_bytes: bytes / 2 }
+    }
+
     /// Sequences of one batch.
     #[must_use]
     pub fn batch_sequences(&self, length: usize) -> usize {
