@@ -168,7 +168,7 @@ fn python_words(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) 
     out.write_str(word).map_err(Error::from)
 }
 
-/// The `{% generation %}` marks say which text the model wrote, for training; a block that always holds stands for them.
+/// The `{% generation %}` marks say which text the model wrote, for training; a block that always holds replaces them.
 fn without_generation_marks(source: &str) -> String {
     let mark = regex::Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})").expect("a constant that is tested");
     let replaced = mark.replace_all(source, |found: &regex::Captures<'_>| {

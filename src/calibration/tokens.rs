@@ -35,7 +35,7 @@ enum TextKind {
 }
 
 /// Reads the calibration data of a recipe for the model in `model_folder`, whose embedding has `vocabulary` rows and
-/// which takes `max_positions` tokens at most.
+/// which takes `max_positions` tokens at most (`None`: any number, as with rotary embeddings that adapt to the length).
 ///
 /// The choice is deterministic and needs no seed. Texts (`.txt`: tokenised whole; `.jsonl`: its documents one after the
 /// other) are joined in order into one stream of tokens, without special tokens, and cut into windows of
@@ -99,8 +99,8 @@ pub fn read(
     finish(sequences, description, vocabulary, &reader)
 }
 
-/// Reads a file for evaluation: tokenised whole without special tokens, cut into windows of `context` tokens that do not
-/// overlap, the short tail dropped. Rows of token ids are each cut in the same way. The other arguments are those of
+/// Reads a file for evaluation: tokenised whole without special tokens, cut into windows of `context` tokens that
+/// do not overlap, the short tail dropped. Rows of token ids are each cut in the same way. The other arguments are those of
 /// [`read`].
 ///
 /// # Errors
