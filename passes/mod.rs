@@ -14,6 +14,8 @@ use crate::{
 pub enum Settings {
     /// Round to nearest.
     Rtn(rtn::Settings),
+    /// GPTQ.
+    Gptq(gptq::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -51,7 +53,7 @@ pub struct PassInfo {
 }
 
 /// All passes.
-pub const REGISTRY: &[PassInfo] = &[rtn::INFO];
+pub const REGISTRY: &[PassInfo] = &[rtn::INFO, gptq::INFO];
 
 /// One matrix as a pass sees it at plan time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,18 +164,31 @@ pub fn choose<'a, E: From<ChooseError>>(
     open: &'a dyn Fn(usize) -> Result<Box<dyn RowSource + 'a>, E>,
 ) -> Result<Vec<Choice>, E> {
     let members: Vec<(&rtn::Settings, &Matrix)> =
-        matrices.iter().map(|(Settings::Rtn(settings), matrix)| (settings, matrix)).collect();
+        matrices.iter().filter_map(|(settings, matrix)| Some((settings.number()?, matrix))).collect();
     rtn::choose(&members, stored_bits, open)
 }
 
 impl Settings {
+    /// The number format that an encoding asks for; none for transforms.
+    #[must_use]
+    pub fn number(&self) -> Option<&rtn::Settings> {
+        match self {
+            Self::Rtn(settings) => Some(settings),
+            Self::Gptq(settings) => Some(&settings.number),
+        }
+    }
+
+    /// Whether it needs to see what flows through the model.
+    #[must_use]
+    pub fn needs_calibration(&self) -> bool {
+        !matches!(self, Self::Rtn(_))
+    }
+
     /// Whether choosing the codec needs the weights themselves (a bits-per-weight target over granularities, outliers
     /// by σ); then the plan reads them once, and says so.
     #[must_use]
     pub fn needs_weights(&self) -> bool {
-        match self {
-            Self::Rtn(settings) => settings.needs_weights(),
-        }
+        self.number().is_some_and(rtn::Settings::needs_weights)
     }
 
     /// The codec of one matrix from shapes alone. Only when [`Settings::needs_weights`] is false.
@@ -181,16 +196,19 @@ impl Settings {
     /// # Errors
     /// [`SettingError`] when the settings contradict the matrix or the layout's scale type.
     pub fn codec(&self, matrix: &Matrix) -> Result<Choice, SettingError> {
-        match self {
-            Self::Rtn(settings) => settings.codec(matrix),
+        match self.number() {
+            Some(settings) => settings.codec(matrix),
+            None => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
 
-    /// The encoder of one matrix.
+    /// The encoder of one matrix that rounds to nearest in its number format: `rtn`'s work, and what `gptq` falls back to
+    /// where nothing is known of the input.
+    ///
+    /// # Panics
+    /// Panics for a transform, which has no number format and so no [`Choice`].
     #[must_use]
     pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
-        match self {
-            Self::Rtn(settings) => settings.encoder(matrix, choice),
-        }
+        self.number().expect("only encodings are chosen").encoder(matrix, choice)
     }
 }

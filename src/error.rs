@@ -52,6 +52,9 @@ pub enum Error {
     /// A model cannot be run.
     #[error(transparent)]
     Forward(#[from] crate::forward::ForwardError),
+    /// Calibrated passes cannot be solved.
+    #[error(transparent)]
+    Solve(#[from] crate::solve::SolveFailure),
     /// A scratch file fails.
     #[error("a scratch file: {0}")]
     Scratch(#[from] std::io::Error),
@@ -69,6 +72,7 @@ impl Error {
             Self::Checkpoint(_) | Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
             Self::Tokens(error) => error.exit_code(),
             Self::Scratch(_) => ExitCode::Environment,
+            Self::Solve(error) => error.exit_code(),
             Self::Layout(error) => error.exit_code(),
             Self::Forward(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
@@ -85,6 +89,7 @@ impl Error {
             Self::Layout(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Run(error) => error.hint(),
+            Self::Solve(error) => error.hint(),
             Self::Recipe(_)
             | Self::Codec(_)
             | Self::Choose(_)

@@ -18,6 +18,7 @@ mod loss;
 mod options;
 mod refine;
 mod search;
+mod settings;
 mod solve;
 mod sweep;
 mod target;
@@ -27,4 +28,5 @@ mod triangular;
 
 pub use factor::Factor;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
+pub use settings::{INFO, Settings};
 pub use solve::solve;

@@ -56,6 +56,33 @@ impl Reporter {
 }
 
 impl Progress for Reporter {
+    fn calibrating(&self, block: usize, blocks: usize, what: &str) {
+        match self {
+            Self::Nothing => {}
+            Self::Bar(bar) => bar.set_message(format!("calibrating block {}/{blocks}  {what}", block + 1)),
+            Self::Lines(last) => {
+                let Ok(mut last) = last.lock() else { return };
+                if last.elapsed() >= LINE_EVERY {
+                    *last = Instant::now();
+                    let line = format!("calibrating block {}/{blocks}  {what}\n", block + 1);
+                    // Progress is a courtesy: a closed stderr must not stop the run.
+                    let _ = std::io::stderr().write_all(line.as_bytes());
+                }
+            }
+            Self::Events => {
+                let event = json!({
+                    "schema": "bantam.event/1",
+                    "event": "calibrating",
+                    "block": block + 1,
+                    "blocks": blocks,
+                    "stage": what,
+                    "rss_bytes": platform::current_rss_bytes(),
+                });
+                let _ = writeln!(std::io::stdout(), "{event}");
+            }
+        }
+    }
+
     fn update(&self, status: &Status) {
         match self {
             Self::Nothing => {}

@@ -38,7 +38,7 @@ impl Family {
             "phi3" => Self::Phi3,
             "mixtral" => Self::Mixtral,
             "qwen2_moe" | "qwen3_moe" => Self::QwenMoe,
-            "deepseek_v3" => Self::DeepSeek,
+            "deepseek_v2" | "deepseek_v3" => Self::DeepSeek,
             "gpt_oss" => Self::GptOss,
             "opt" => Self::Opt,
             "gpt2" => Self::Gpt2,
@@ -457,6 +457,14 @@ impl<'a> Builder<'a> {
         let normalize = config.flag("norm_topk_prob")?;
         let rule = match self.family {
             Family::GptOss => RouterRule::SoftmaxOfTop,
+            Family::DeepSeek if config.model_type() == "deepseek_v2" => RouterRule::GroupedSoftmax {
+                groups: match config.word("topk_method") {
+                    Some("group_limited_greedy") => config.count("n_group")?.unwrap_or(1).max(1),
+                    _ => 1,
+                },
+                chosen_groups: config.count("topk_group")?.unwrap_or(1).max(1),
+                scale: config.number("routed_scaling_factor")?.unwrap_or(1.0) as f32,
+            },
             Family::DeepSeek => RouterRule::GroupedSigmoid {
                 groups: config.count("n_group")?.unwrap_or(1).max(1),
                 chosen_groups: config.count("topk_group")?.unwrap_or(1).max(1),

@@ -69,6 +69,17 @@ impl Router {
                 gather(logits, indices, weights);
                 kernels::softmax(weights, None);
             }
+            RouterRule::GroupedSoftmax { groups, chosen_groups, scale } => {
+                kernels::softmax(logits, None);
+                let size = (logits.len() / groups.max(1)).max(1);
+                let scores: Vec<f32> =
+                    logits.chunks(size).map(|group| group.iter().copied().fold(f32::NEG_INFINITY, f32::max)).collect();
+                let mut choice = logits.to_vec();
+                keep_groups(&mut choice, size, &scores, chosen_groups);
+                largest(&choice, indices);
+                gather(logits, indices, weights);
+                weights.iter_mut().for_each(|weight| *weight *= scale);
+            }
             RouterRule::GroupedSigmoid { groups, chosen_groups, normalize, scale } => {
                 let scores: Vec<f32> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
                 let zero = vec![0.0; scores.len()];
@@ -84,13 +95,7 @@ impl Router {
                         best[..count].iter().map(|index| group[*index as usize]).sum()
                     })
                     .collect();
-                let mut kept = vec![0.0; chosen_groups.min(group_scores.len())];
-                largest(&group_scores, &mut kept);
-                for (group, part) in choice.chunks_mut(size).enumerate() {
-                    if !kept.contains(&(group as f32)) {
-                        part.fill(f32::NEG_INFINITY);
-                    }
-                }
+                keep_groups(&mut choice, size, &group_scores, chosen_groups);
                 largest(&choice, indices);
                 gather(&scores, indices, weights);
                 if normalize {
@@ -98,6 +103,17 @@ impl Router {
                 }
                 weights.iter_mut().for_each(|weight| *weight *= scale);
             }
+        }
+    }
+}
+
+/// Leaves only the groups with the best scores to choose from.
+fn keep_groups(choice: &mut [f32], size: usize, scores: &[f32], chosen: usize) {
+    let mut kept = vec![0.0; chosen.min(scores.len())];
+    largest(scores, &mut kept);
+    for (group, part) in choice.chunks_mut(size).enumerate() {
+        if !kept.contains(&(group as f32)) {
+            part.fill(f32::NEG_INFINITY);
         }
     }
 }

@@ -117,7 +117,11 @@ impl Model {
             Some(linear(own.unwrap_or_else(|| embedding.clone()), rows, top))
         };
         let gemma = matches!(family, Family::Gemma | Family::Gemma2 | Family::Gemma3);
+        // Dynamic scaling is there for sequences that are longer.
+        let scaling = config.value("rope_parameters").or_else(|| config.value("rope_scaling"));
+        let kind = scaling.and_then(|scaling| scaling["rope_type"].as_str().or_else(|| scaling["type"].as_str()));
         let limit = match config.count("max_position_embeddings")? {
+            _ if kind == Some("dynamic") => None,
             Some(limit) => Some(limit),
             None => config.count("n_positions")?,
         };

@@ -89,6 +89,15 @@ pub enum RouterRule {
     },
     /// The largest k logits, soft-max over those: gpt-oss.
     SoftmaxOfTop,
+    /// Soft-max, groups by their best: DeepSeek-V2.
+    GroupedSoftmax {
+        /// Groups.
+        groups: usize,
+        /// Groups that a token may use.
+        chosen_groups: usize,
+        /// What the weights are multiplied by.
+        scale: f32,
+    },
     /// Sigmoid, groups by the sum of their two best, correction bias for the choice only: DeepSeek-V3.
     GroupedSigmoid {
         /// Groups.

@@ -15,6 +15,7 @@ use crate::{
     checkpoint::Dtype,
     evaluate::ErrorFigures,
     layout::{LayoutName, MatrixSpec},
+    solve::Solved,
 };
 
 /// The schema this version writes and reads.
@@ -104,6 +105,9 @@ pub struct OutputTensor {
     pub bits_per_weight: f64,
     /// How far it is from its source; `null` for a tensor that was copied.
     pub error: Option<ErrorFigures>,
+    /// How it was solved with calibration data; absent where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Solved>,
     /// [`ContentHash::of_parts`] of the parts' hashes.
     pub hash: ContentHash,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Action, Encode, MemoryPlan, Options, Plan, PlanError, Unit, memory, shards, small_files};
+use super::{Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit, memory, shards, small_files, solving};
 use crate::{
     Result,
     checkpoint::{is_float, scan_non_finite},
@@ -10,7 +10,7 @@ use crate::{
     layout::{Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout},
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
-    passes::{self, Choice, Matrix, Settings},
+    passes::{self, Choice, Kind, Matrix, Settings},
     recipe::{Assignment, NonFinite, Recipe},
 };
 
@@ -61,7 +61,8 @@ impl Plan {
         let target = layout(recipe.artifact.layout);
         let mut notes = inputs.model.notes.clone();
         let mut fallbacks = Vec::new();
-        let wishes = wishes(inputs, target.as_ref())?;
+        let assignments = inputs.recipe.assign(inputs.model)?;
+        let wishes = wishes(inputs, target.as_ref(), &assignments)?;
         let choices = choose(inputs, target.as_ref(), &wishes, &mut notes)?;
         let mut encodes: BTreeMap<&str, Encode> = BTreeMap::new();
         for (wish, choice) in wishes.iter().zip(choices) {
@@ -80,13 +81,22 @@ impl Plan {
         {
             return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
         }
-        assemble(inputs, target.as_ref(), encodes, fallbacks, notes, options)
+        let solve = solving::solve_plan(inputs, &assignments, &encodes, &mut fallbacks, options)?;
+        if options.deny_fallbacks
+            && let Some(first) = fallbacks.first()
+        {
+            return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
+        }
+        assemble(inputs, target.as_ref(), encodes, fallbacks, notes, solve, options)
     }
 }
 
-fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout) -> Result<Vec<Wish<'a>>> {
+fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment]) -> Result<Vec<Wish<'a>>> {
     let mut wishes = Vec::new();
-    for Assignment { rule, tensor: name, settings } in inputs.recipe.assign(inputs.model)? {
+    for Assignment { rule, tensor: name, settings } in assignments.iter().cloned() {
+        if inputs.recipe.passes[rule].kind == Kind::Transform {
+            continue;
+        }
         let (Some(tensor), Some(mapped)) = (inputs.source.tensor(&name), inputs.model.tensor(&name)) else { continue };
         let view = match (&mapped.matrix, is_float(tensor.dtype)) {
             (Some(view), true) => view.clone(),
@@ -245,6 +255,7 @@ fn assemble(
     mut encodes: BTreeMap<&str, Encode>,
     fallbacks: Vec<Fallback>,
     mut notes: Vec<String>,
+    solve: Option<SolvePlan>,
     options: &Options,
 ) -> Result<Plan> {
     let recipe = inputs.recipe;
@@ -302,14 +313,21 @@ fn assemble(
     let extra_files = target.extra_files(&matrices, &dense_modules);
     let small_files = small_files::small_files(checkpoint, quantization_config.as_ref(), extra_files, &units, &files)?;
     let stored = checkpoint.tensors().len() + units.iter().map(|unit| unit.outputs.len()).sum::<usize>();
-    let memory: MemoryPlan = memory::schedule(&units, target, stored, options)?;
+    let mut memory: MemoryPlan = memory::schedule(&units, target, stored, options)?;
+    let mut resolved = recipe.resolved();
+    if let Some(solve) = &solve {
+        memory.peak_bytes = memory.peak_bytes.max(solve.peak_bytes);
+        memory.smallest_bytes = memory.smallest_bytes.max(solve.smallest_bytes);
+        memory.scratch_disk_bytes += solve.disk_bytes;
+        resolved["calibration"]["hash"] = solve.tokens.hash.to_string().into();
+    }
     let mut plan = Plan {
         model: recipe.model.clone(),
         out: recipe.artifact.out.clone(),
         layout: target.name(),
         architecture: inputs.model.architecture.clone(),
         non_finite: recipe.non_finite,
-        recipe: recipe.resolved(),
+        recipe: resolved,
         units,
         files,
         small_files,
@@ -317,6 +335,7 @@ fn assemble(
         fallbacks,
         notes,
         memory,
+        solve,
         digest: String::new(),
     };
     plan.digest = digest(&plan);

@@ -83,6 +83,10 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         fixed += unit.source_bytes;
     }
     if let Action::Encode(encode) = &unit.action {
+        if encode.settings.needs_calibration() {
+            // The codes that calibration found, a byte each, and the file they come from.
+            fixed += 2 * unit.weights + unit.bytes();
+        }
         if target.interleaves() {
             fixed += unit.bytes();
         }

@@ -10,6 +10,7 @@ mod json;
 mod memory;
 mod shards;
 mod small_files;
+mod solving;
 
 pub use build::Inputs;
 pub(crate) use disk::existing_parent;
@@ -25,6 +26,7 @@ use crate::{
     manifest::Fallback,
     passes::{Choice, Matrix, Settings},
     recipe::NonFinite,
+    solve::SolvePlan,
 };
 
 /// What the command line adds to a recipe.
@@ -67,6 +69,8 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Memory and schedule.
     pub memory: MemoryPlan,
+    /// What is found with calibration data before anything is written.
+    pub solve: Option<SolvePlan>,
     /// BLAKE3 over everything that decides the output's bytes but the weights themselves.
     pub digest: String,
 }

@@ -89,7 +89,23 @@ pub struct Calibration {
     pub sequences: u64,
     /// Tokens of a sequence.
     pub sequence_length: u64,
+    /// What inputs encodings see.
+    pub predecessor: Predecessor,
+    /// Statistics that `bantam calibrate` saved.
+    pub statistics: Option<PathBuf>,
     written: Vec<String>,
+    written_statistics: Option<String>,
+}
+
+/// Whose activations an encoding is calibrated with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Predecessor {
+    /// Those of the compressed model so far: of all blocks before, and of all linears before in the same block.
+    #[default]
+    Compressed,
+    /// Those of the original model.
+    Original,
 }
 
 impl Calibration {
@@ -97,7 +113,8 @@ impl Calibration {
     #[must_use]
     pub fn new(text: Vec<PathBuf>, sequences: u64, sequence_length: u64) -> Self {
         let written = text.iter().map(|file| file.to_string_lossy().into_owned()).collect();
-        Self { text, sequences, sequence_length, written }
+        let (predecessor, statistics) = (Predecessor::default(), None);
+        Self { text, sequences, sequence_length, predecessor, statistics, written, written_statistics: None }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use toml::de::DeTable;
 
 use super::{
-    Artifact, Calibration, NonFinite, Overrides, PassRule, Recipe, RecipeError, Written,
+    Artifact, Calibration, NonFinite, Overrides, PassRule, Predecessor, Recipe, RecipeError, Written,
     document::{Located, Reader, describe, entries},
     error::{Problem, Source, did_you_mean, shown},
     presets::{PRESETS, preset},
@@ -157,7 +157,7 @@ fn read_input(reader: &mut Reader<'_>, root: &DeTable<'_>) -> NonFinite {
 
 fn read_calibration(reader: &mut Reader<'_>, root: &DeTable<'_>, folder: &Path) -> Option<Calibration> {
     let Located { value: table, span } = reader.table(root, "calibration")?;
-    reader.check_keys(table, "[calibration]", &["text", "sequences", "sequence_length"]);
+    reader.check_keys(table, "[calibration]", &["text", "sequences", "sequence_length", "predecessor", "statistics"]);
     let list = reader.strings(table, "text", "a list of files");
     if !table.contains_key("text") {
         missing(reader, Some(&span), "`text` is missing", TEXT_HELP);
@@ -169,7 +169,25 @@ fn read_calibration(reader: &mut Reader<'_>, root: &DeTable<'_>, folder: &Path) 
     }
     let written: Vec<String> =
         list.map(|list| list.value.into_iter().map(|file| file.value).collect()).unwrap_or_default();
+    let predecessor = reader.string(table, "predecessor", "\"compressed\" or \"original\"");
+    let predecessor = match predecessor {
+        None => Predecessor::default(),
+        Some(word) => match word.value.as_str() {
+            "compressed" => Predecessor::Compressed,
+            "original" => Predecessor::Original,
+            other => {
+                let message =
+                    format!("`predecessor`: expected \"compressed\" or \"original\", got \"{}\"", shown(other));
+                reader.report(Problem::at(&word.span, message).help(did_you_mean(other, ["compressed", "original"])));
+                Predecessor::default()
+            }
+        },
+    };
+    let statistics = reader.string(table, "statistics", "a file of `bantam calibrate`").map(|file| file.value);
     Some(Calibration {
+        predecessor,
+        statistics: statistics.as_ref().map(|file| tidy(&folder.join(file))),
+        written_statistics: statistics,
         text: written.iter().map(|file| tidy(&folder.join(file))).collect(),
         sequences: reader.whole(table, "sequences", 1).unwrap_or(128),
         sequence_length: reader.whole(table, "sequence_length", 2).unwrap_or(256),

@@ -29,7 +29,11 @@ impl Recipe {
                 "text": calibration.written,
                 "sequences": calibration.sequences,
                 "sequence_length": calibration.sequence_length,
+                "predecessor": calibration.predecessor,
             });
+            if let Some(statistics) = &calibration.written_statistics {
+                resolved["calibration"]["statistics"] = json!(statistics);
+            }
         }
         resolved
     }
@@ -69,6 +73,7 @@ fn texts(selectors: &[Located<Selector>]) -> Value {
 fn complete(settings: &Settings) -> Value {
     let value = match settings {
         Settings::Rtn(settings) => serde_json::to_value(settings),
+        Settings::Gptq(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }

@@ -15,6 +15,7 @@ use crate::{
         Tool, Totals,
     },
     plan::{Action, Plan, SmallContent, Unit},
+    solve::Outcome,
 };
 
 /// `run.json`: what the manifest must not hold, since it differs from run to run.
@@ -67,6 +68,7 @@ pub(super) fn finish(
     staging: Staging,
     options: &Options<'_>,
     records: &BTreeMap<usize, Record>,
+    found: Option<&Outcome>,
     identity: &str,
     resumed: usize,
     start: Instant,
@@ -90,7 +92,7 @@ pub(super) fn finish(
         staging::write_file(&path, &bytes)?;
         files.push(FileEntry { name: file.name.clone(), bytes: bytes.len() as u64, hash: ContentHash::of(&bytes) });
     }
-    let manifest = manifest(plan, source, records, files);
+    let manifest = manifest(plan, source, records, found, files);
     staging::write_file(&folder.join(FILE_NAME), manifest.to_json()?.as_bytes())?;
     let log = RunLog {
         schema: "bantam.run/1".into(),
@@ -140,6 +142,7 @@ fn manifest(
     plan: &Plan,
     source: &LogicalCheckpoint,
     records: &BTreeMap<usize, Record>,
+    found: Option<&Outcome>,
     files: Vec<FileEntry>,
 ) -> Manifest {
     let mut inputs = Vec::new();
@@ -158,7 +161,8 @@ fn manifest(
             count,
             message: format!("`{}`: {kind}, {count} times", unit.name),
         }));
-        tensors.push(output_tensor(unit, record));
+        let calibration = found.and_then(|found| found.solutions.report(&unit.name));
+        tensors.push(OutputTensor { calibration, ..output_tensor(unit, record) });
     }
     let encoded = || plan.units.iter().filter(|unit| matches!(unit.action, Action::Encode(_)));
     let totals = Totals {
@@ -202,6 +206,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         parts,
         bits_per_weight: unit.bits_per_weight(),
         error: record.error,
+        calibration: None,
         hash: ContentHash::of_parts(&record.outputs),
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     layout::{LogicalCheckpoint, layout},
     manifest::Manifest,
     plan::Plan,
-    platform,
+    platform, solve,
 };
 
 /// What the allocator keeps adds up over waves; giving it back costs page faults, so not after every one.
@@ -96,8 +96,22 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
     let resumed = kept.len();
     let mut journal = Journal::start(&staging.journal(), &head, &kept)?;
     let mut records: BTreeMap<usize, Record> = kept.into_iter().map(|record| (record.unit, record)).collect();
-    work(plan, source, options, &staging, &mut journal, &mut records, start)?;
-    finish::finish(plan, source, staging, options, &records, identity, resumed, start).map(|manifest| Outcome {
+    let found = match &plan.solve {
+        Some(solve) => Some(solve::solve(&solve::Job {
+            plan,
+            solve,
+            source,
+            folder: staging.solved(),
+            identity,
+            deny_fallbacks: options.deny_fallbacks,
+            stop: options.stop,
+            progress: &|block, blocks, what| options.progress.calibrating(block, blocks, what),
+        })?),
+        None => None,
+    };
+    platform::trim_heap();
+    work(plan, source, options, &staging, found.as_ref(), &mut journal, &mut records, start)?;
+    finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start).map(|manifest| Outcome {
         manifest,
         resumed,
         was_complete: false,
@@ -130,18 +144,20 @@ fn survivors(plan: &Plan, staging: &Staging, records: Vec<Record>) -> Result<Vec
     Ok(kept)
 }
 
+#[expect(clippy::too_many_arguments, reason = "everything that the waves need, from as many owners")]
 fn work(
     plan: &Plan,
     source: &LogicalCheckpoint,
     options: &Options<'_>,
     staging: &Staging,
+    found: Option<&solve::Outcome>,
     journal: &mut Journal,
     records: &mut BTreeMap<usize, Record>,
     start: Instant,
 ) -> Result<()> {
     let target = layout(plan.layout);
     let context =
-        wave::Context { plan, source, layout: target.as_ref(), staging, deny_fallbacks: options.deny_fallbacks };
+        wave::Context { plan, source, layout: target.as_ref(), staging, found, deny_fallbacks: options.deny_fallbacks };
     let mut status = Status::new(plan, records.keys().copied(), start);
     options.progress.update(&status);
     let mut open = BTreeMap::new();

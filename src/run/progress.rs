@@ -8,6 +8,9 @@ use crate::plan::{Plan, Slab};
 pub trait Progress: Sync {
     /// The state of the run.
     fn update(&self, status: &Status);
+
+    /// Calibration works on this block (from 0), of so many.
+    fn calibrating(&self, _block: usize, _blocks: usize, _what: &str) {}
 }
 
 /// Tells nobody.

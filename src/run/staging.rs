@@ -56,8 +56,19 @@ impl Staging {
         self.work.join("journal")
     }
 
+    /// The folder of what calibration finds.
+    pub(super) fn solved(&self) -> PathBuf {
+        self.work.join("solved")
+    }
+
     /// Removes all staged files, for a start from nothing.
     pub(super) fn clear(&self) -> Result<(), RunError> {
+        match std::fs::remove_dir_all(self.solved()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(RunError::io("remove", self.solved())(error));
+            }
+            _ => {}
+        }
         let staged = self.artifact();
         std::fs::remove_dir_all(&staged).map_err(RunError::io("remove", &staged))?;
         std::fs::create_dir_all(&staged).map_err(RunError::io("make folder", &staged))?;

@@ -12,8 +12,9 @@ use crate::{
     evaluate::{ErrorSums, measure},
     layout::{Layout, LogicalCheckpoint, Piece},
     manifest::ContentHash,
-    passes::MatrixEncoder,
+    passes::{MatrixEncoder, Settings},
     plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit, stripe_rows},
+    solve::Outcome,
 };
 
 /// What all workers read.
@@ -22,6 +23,7 @@ pub(super) struct Context<'a> {
     pub(super) source: &'a LogicalCheckpoint,
     pub(super) layout: &'a dyn Layout,
     pub(super) staging: &'a Staging,
+    pub(super) found: Option<&'a Outcome>,
     pub(super) deny_fallbacks: bool,
 }
 
@@ -134,7 +136,7 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
         Action::Decode => Work::Decode { rows: context.source.rows(&unit.name, false)? },
         Action::Encode(encode) => {
             let rows = context.source.rows(&unit.name, encode.matrix.transposed)?;
-            let encoder = encode.settings.encoder(&encode.pass_matrix, &encode.choice);
+            let encoder = encoder(context, unit, encode);
             let parameters =
                 encoder.prepare(&Released(rows.as_ref())).map_err(|error| encoding_error(context, unit, error))?;
             Work::Encode { rows, encoder, parameters }
@@ -149,6 +151,19 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
         deviations: BTreeMap::new(),
         work,
     })
+}
+
+/// The encoder of a unit: it hands out what calibration found, or rounds to nearest.
+fn encoder(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Box<dyn MatrixEncoder> {
+    let (codec, experts) = (&encode.choice.codec, encode.matrix.experts.unwrap_or(1));
+    let solved = matches!(encode.settings, Settings::Gptq(_)).then_some(context.found).flatten().and_then(|found| {
+        let rows = encode.matrix.rows / experts.max(1);
+        found.solutions.encoder(&unit.name, codec, experts, rows, encode.matrix.columns)
+    });
+    match solved {
+        Some(solved) => Box::new(solved),
+        None => encode.settings.encoder(&encode.pass_matrix, &encode.choice),
+    }
 }
 
 /// Gives pages back behind a reader that goes through the whole matrix once.

@@ -24,9 +24,13 @@ use crate::{
 /// The journal's first line: what all others belong to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
+    /// `bantam.solve/1`.
     pub schema: String,
+    /// The plan's digest.
     pub plan: String,
+    /// Identity of the source's files.
     pub source: String,
+    /// Hash of the calibration tokens.
     pub tokens: String,
 }
 

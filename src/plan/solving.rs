@@ -1,0 +1,87 @@
+//! The part of the plan that needs to see data: which passes, on which text, within which memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Encode, Inputs, Options};
+use crate::{
+    Result, calibration,
+    forward::{Limits, Model},
+    manifest::Fallback,
+    passes::{Kind, Settings},
+    recipe::{Assignment, Predecessor},
+    solve::{SolveFailure, SolvePlan, TransformRule},
+};
+
+/// Plans what is found with calibration data; `None` when no pass needs any. Reads and tokenises the text, so that
+/// whatever is wrong with it shows now.
+pub(super) fn solve_plan(
+    inputs: Inputs<'_>,
+    assignments: &[Assignment],
+    encodes: &BTreeMap<&str, Encode>,
+    fallbacks: &mut Vec<Fallback>,
+    options: &Options,
+) -> Result<Option<SolvePlan>> {
+    let recipe = inputs.recipe;
+    let mut transforms: Vec<(usize, TransformRule)> = Vec::new();
+    for assignment in assignments {
+        let rule = &recipe.passes[assignment.rule];
+        if rule.kind != Kind::Transform {
+            continue;
+        }
+        let same = |(index, known): &&mut (usize, TransformRule)| {
+            *index == assignment.rule && known.settings == assignment.settings
+        };
+        if let Some((_, known)) = transforms.iter_mut().find(same) {
+            known.linears.insert(assignment.tensor.clone());
+        } else {
+            let linears = BTreeSet::from([assignment.tensor.clone()]);
+            let rule = TransformRule { pass: rule.pass.clone(), settings: assignment.settings.clone(), linears };
+            transforms.push((assignment.rule, rule));
+        }
+    }
+    let solved: Vec<(&str, &Encode)> = encodes
+        .iter()
+        .filter(|(_, encode)| matches!(encode.settings, Settings::Gptq(_)))
+        .map(|(name, encode)| (*name, encode))
+        .collect();
+    let Some(pass) = transforms.first().map(|(_, rule)| rule.pass.clone()).or_else(|| {
+        solved.first().map(|(_, encode)| encode.pass.clone())
+    }) else {
+        return Ok(None);
+    };
+    let calibration = recipe.calibration.clone().ok_or(SolveFailure::NoCalibration { pass })?;
+    let model = Model::new(inputs.source.checkpoint().config().map(|config| &config.value), inputs.source)?;
+    let root = inputs.source.checkpoint().root();
+    let tokens = calibration::read(root, model.vocabulary, model.max_positions, &calibration)?;
+    let known: BTreeSet<&str> =
+        model.blocks.iter().flat_map(|block| block.linears()).map(|linear| linear.weight.as_str()).collect();
+    for (name, _) in solved.iter().filter(|(name, _)| !known.contains(name)) {
+        fallbacks.push(Fallback {
+            kind: "no-statistics".into(),
+            tensor: (*name).to_owned(),
+            count: 1,
+            message: format!("`{name}` is rounded to nearest: its input lies outside of the blocks that are calibrated"),
+        });
+    }
+    let drift = solved.iter().any(|(_, encode)| {
+        matches!(&encode.settings, Settings::Gptq(settings) if settings.solve.drift_share > 0.0)
+    });
+    let compressed = calibration.predecessor == Predecessor::Compressed && !solved.is_empty();
+    let solved_bytes = solved.iter().map(|(_, encode)| (encode.matrix.rows * encode.matrix.columns) as u64).sum();
+    let mut plan = SolvePlan {
+        model,
+        calibration,
+        tokens,
+        both_streams: compressed && drift,
+        compressed,
+        drift: compressed && drift,
+        encodes: !solved.is_empty(),
+        transforms: transforms.into_iter().map(|(_, rule)| rule).collect(),
+        limits: Limits::default(),
+        peak_bytes: 0,
+        smallest_bytes: 0,
+        disk_bytes: 0,
+    };
+    plan.fit(options.max_memory_bytes, solved_bytes)?;
+    Ok(Some(plan))
+}

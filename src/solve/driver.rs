@@ -1,0 +1,335 @@
+//! Takes the streams through the model and solves every stage on the way.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::{
+    Head, Moments, SolvePlan, Solutions, SolveFailure,
+    matrices::{Factors, input_format, nearest, solve_linear},
+    record::Line,
+};
+use crate::{
+    Result,
+    forward::{Block, BlockSpec, Kind, Linear, LinearSpec, State, Store, WeightSource},
+    manifest::ContentHash,
+    passes::Settings,
+    plan::{Action, Encode, Plan},
+};
+
+/// Everything that solving needs.
+pub struct Job<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// Its part for solving.
+    pub solve: &'a SolvePlan,
+    /// The model's weights.
+    pub source: &'a dyn WeightSource,
+    /// The folder for solutions and states.
+    pub folder: PathBuf,
+    /// Identity of the source's files.
+    pub identity: &'a str,
+    /// Treat a deviation as an error.
+    pub deny_fallbacks: bool,
+    /// Set from outside to stop.
+    pub stop: &'a AtomicBool,
+    /// Hears what is being done: block, blocks, what.
+    pub progress: &'a dyn Fn(usize, usize, &str),
+}
+
+/// What was found.
+pub struct Outcome {
+    /// Codes of matrices.
+    pub solutions: Solutions,
+}
+
+/// The hidden states of one model, in two generations and a working copy.
+pub(super) struct Stream {
+    name: &'static str,
+    /// States before the block in hand.
+    current: Store,
+    /// States between its stages.
+    pub(super) working: Store,
+}
+
+/// The linears of a stage that is not yet applied.
+pub(super) struct Pending {
+    pub(super) stage: usize,
+    /// As the original model has them.
+    pub(super) dense: Vec<Linear>,
+    /// As they will be stored.
+    pub(super) compressed: Vec<Linear>,
+}
+
+/// The work in hand.
+pub(super) struct Worker<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) solutions: Solutions,
+    pub(super) encodes: BTreeMap<&'a str, &'a Encode>,
+    /// The stream that encodings see.
+    pub(super) main: Stream,
+    /// The original model's, where it runs beside.
+    pub(super) dense: Option<Stream>,
+}
+
+/// Finds everything, or takes up what an earlier run found.
+///
+/// # Errors
+/// [`SolveFailure`], or whatever the forward pass fails with. What was found stays in the folder.
+pub fn solve(job: &Job<'_>) -> Result<Outcome> {
+    let head = Head {
+        schema: "bantam.solve/1".into(),
+        plan: job.plan.digest.clone(),
+        source: job.identity.to_owned(),
+        tokens: job.solve.tokens.hash.to_string(),
+    };
+    let solutions = Solutions::open(&job.folder, &head)?;
+    let blocks = job.solve.model.blocks.len();
+    let first = resumable(job, &solutions);
+    if first == blocks {
+        return Ok(Outcome { solutions });
+    }
+    let encodes = job
+        .plan
+        .units
+        .iter()
+        .filter_map(|unit| match &unit.action {
+            Action::Encode(encode) => Some((unit.name.as_str(), encode.as_ref())),
+            _ => None,
+        })
+        .collect();
+    let stream = |name: &'static str| -> Result<Stream> {
+        let current = if first == 0 {
+            job.solve.model.embed_all(
+                job.source,
+                &job.solve.tokens.sequences,
+                &job.solve.limits,
+                Some(&states_path(&job.folder, name, 0)),
+            )?
+        } else {
+            open_states(job, name, first)?
+        };
+        let (batches, length) = (current.batches(), current.length());
+        let values = job.solve.limits.batch_sequences(length) * length * job.solve.model.state_width();
+        let path = job.folder.join(format!("working-{name}"));
+        let working = Store::create(Some(&path), batches, values, length)
+            .map_err(|source| SolveFailure::io(&path, source))?;
+        Ok(Stream { name, current, working })
+    };
+    let dense = if job.solve.both_streams { Some(stream("dense")?) } else { None };
+    let mut worker = Worker { job, solutions, encodes, main: stream("main")?, dense };
+    for index in first..blocks {
+        worker.block(index)?;
+    }
+    let Worker { solutions, .. } = worker;
+    Ok(Outcome { solutions })
+}
+
+fn states_path(folder: &Path, name: &str, block: usize) -> PathBuf {
+    folder.join(format!("states-{name}-{}", block % 2))
+}
+
+/// The first block that is still to be done.
+fn resumable(job: &Job<'_>, solutions: &Solutions) -> usize {
+    let Some((block, hashes)) = &solutions.last_block else { return 0 };
+    let next = block + 1;
+    if next == job.solve.model.blocks.len() {
+        return next;
+    }
+    let names: &[&str] = if job.solve.both_streams { &["main", "dense"] } else { &["main"] };
+    let same = names.iter().zip(hashes).all(|(name, hash)| {
+        hash_file(&states_path(&job.folder, name, next)).is_ok_and(|found| found == *hash)
+    });
+    if same && names.len() == hashes.len() { next } else { 0 }
+}
+
+fn hash_file(path: &Path) -> std::io::Result<ContentHash> {
+    let mut hasher = blake3::Hasher::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
+    Ok(hasher.finalize().into())
+}
+
+fn open_states(job: &Job<'_>, name: &str, block: usize) -> Result<Store> {
+    let length = job.solve.tokens.sequences.first().map_or(0, Vec::len);
+    let count = job.solve.limits.batch_sequences(length);
+    let hidden = job.solve.model.hidden;
+    let shapes: Vec<(usize, usize)> =
+        job.solve.tokens.sequences.chunks(count).map(|sequences| (sequences.len() * length, hidden)).collect();
+    let path = states_path(&job.folder, name, block);
+    let values = count * length * hidden;
+    Ok(Store::open(&path, &shapes, values, length).map_err(|source| SolveFailure::io(&path, source))?)
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn check_stop(&self, block: usize) -> std::result::Result<(), SolveFailure> {
+        if self.job.stop.load(Ordering::SeqCst) {
+            return Err(SolveFailure::Stopped { block: block + 1, blocks: self.job.solve.model.blocks.len() });
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, index: usize) -> Result<()> {
+        let job = self.job;
+        let spec: &'a BlockSpec = &job.solve.model.blocks[index];
+        let block = Block::read(spec, job.source, self.main.current.length())?;
+        let mut pending: Option<Pending> = None;
+        for (stage, description) in spec.stages.iter().enumerate() {
+            self.check_stop(index)?;
+            (job.progress)(index, job.solve.model.blocks.len(), description.kind.name());
+            if description.kind == Kind::Experts {
+                self.pass(&block, stage, pending.take(), None)?;
+                self.experts(&block, stage, index)?;
+                pending = Some(Pending { stage, dense: Vec::new(), compressed: Vec::new() });
+                continue;
+            }
+            let moments = self.gather(&block, stage, pending.take())?;
+            pending = Some(self.solve_stage(stage, &description.linears, &moments)?);
+        }
+        self.end_block(&block, index, pending)
+    }
+
+    /// Whether a stage has a linear that is solved with second moments.
+    pub(super) fn is_solved(&self, linears: &[LinearSpec]) -> bool {
+        linears.iter().any(|linear| {
+            self.encodes.get(linear.weight.as_str()).is_some_and(|encode| matches!(encode.settings, Settings::Gptq(_)))
+        })
+    }
+
+    /// Whether everything of these linears is known from an earlier run.
+    pub(super) fn is_known(&self, linears: &[LinearSpec]) -> bool {
+        linears.iter().all(|linear| match self.encodes.get(linear.weight.as_str()) {
+            Some(encode) if matches!(encode.settings, Settings::Gptq(_)) => {
+                self.solutions.solved(&linear.weight, linear.expert.unwrap_or(0)).is_some()
+            }
+            _ => true,
+        })
+    }
+
+    fn gather(&mut self, block: &Block<'_>, stage: usize, pending: Option<Pending>) -> Result<Moments> {
+        let linears = &block.spec.stages[stage].linears;
+        let columns = linears.first().map_or(0, |linear| linear.columns);
+        let tokens = self.job.solve.tokens.sequences.len() * self.main.current.length();
+        let wanted = self.job.solve.wanted();
+        let mut moments = if self.is_solved(linears) && !self.is_known(linears) {
+            Some(Moments::new(columns, tokens, wanted))
+        } else {
+            None
+        };
+        self.pass(block, stage, pending, moments.as_mut())?;
+        let mut moments = moments.unwrap_or_default();
+        moments.finish();
+        Ok(moments)
+    }
+
+    /// One pass over all states: applies what is pending, and gathers the input of `stage`.
+    pub(super) fn pass(
+        &mut self,
+        block: &Block<'_>,
+        stage: usize,
+        pending: Option<Pending>,
+        mut moments: Option<&mut Moments>,
+    ) -> Result<()> {
+        let compressed = self.job.solve.compressed;
+        for batch in 0..self.main.working.batches() {
+            let step = |stream: &mut Stream, linears: Option<&[Linear]>| -> Result<State> {
+                // The first stage starts from the states before the block.
+                let source = if stage == 0 { &stream.current } else { &stream.working };
+                let mut state = source.read(batch)?;
+                if let (Some(pending), Some(linears)) = (&pending, linears) {
+                    block.apply(pending.stage, &mut state, linears)?;
+                }
+                if stage == 0 || pending.is_some() {
+                    stream.working.write(batch, &state)?;
+                }
+                Ok(state)
+            };
+            let chosen =
+                pending.as_ref().map(|p| if compressed { p.compressed.as_slice() } else { p.dense.as_slice() });
+            let main = step(&mut self.main, chosen)?;
+            let dense = match &mut self.dense {
+                Some(stream) => Some(step(stream, pending.as_ref().map(|p| p.dense.as_slice()))?),
+                None => None,
+            };
+            if let Some(moments) = moments.as_deref_mut() {
+                let x = block.input(stage, &main);
+                let original = dense.map(|dense| block.input(stage, &dense));
+                moments.add(&x, original.as_ref());
+            }
+        }
+        Ok(())
+    }
+
+    fn solve_stage(&mut self, stage: usize, linears: &[LinearSpec], moments: &Moments) -> Result<Pending> {
+        let job = self.job;
+        let mut pending = Pending { stage, dense: Vec::new(), compressed: Vec::new() };
+        let mut factors = Factors::default();
+        let dense_runs = job.solve.both_streams || !job.solve.compressed;
+        for linear in linears {
+            let original = linear.read(job.source)?;
+            let stored = match self.encodes.get(linear.weight.as_str()) {
+                Some(encode) => {
+                    let encode: &Encode = encode;
+                    let weight = match &encode.settings {
+                        Settings::Gptq(_) => solve_linear(
+                            &mut self.solutions,
+                            encode,
+                            linear,
+                            &original.weight,
+                            moments,
+                            &mut factors,
+                            job.deny_fallbacks,
+                        )?,
+                        _ => nearest(encode, &linear.weight, &original.weight)?.3,
+                    };
+                    Some(Linear { weight, bias: original.bias.clone(), input: input_format(encode) })
+                }
+                None => None,
+            };
+            if job.solve.compressed {
+                pending.compressed.push(match stored {
+                    Some(stored) => stored,
+                    None => original.clone(),
+                });
+            }
+            if dense_runs {
+                pending.dense.push(original);
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Applies the last stage and puts the states behind the block aside.
+    fn end_block(&mut self, block: &Block<'_>, index: usize, pending: Option<Pending>) -> Result<()> {
+        let job = self.job;
+        let compressed = job.solve.compressed;
+        let last = index + 1 == job.solve.model.blocks.len();
+        let mut hashes = Vec::new();
+        let hidden = job.solve.model.hidden;
+        for (stream, is_main) in
+            [(Some(&mut self.main), true), (self.dense.as_mut(), false)].into_iter().filter_map(|(s, m)| Some((s?, m)))
+        {
+            if last {
+                break;
+            }
+            let path = states_path(&job.folder, stream.name, index + 1);
+            let length = stream.current.length();
+            let values = job.solve.limits.batch_sequences(length) * length * hidden;
+            let mut next = Store::create(Some(&path), stream.working.batches(), values, length)
+                .map_err(|source| SolveFailure::io(&path, source))?;
+            for batch in 0..stream.working.batches() {
+                let mut state = stream.working.read(batch)?;
+                if let Some(pending) = &pending {
+                    let linears = if is_main && compressed { &pending.compressed } else { &pending.dense };
+                    block.apply(pending.stage, &mut state, linears)?;
+                }
+                next.write(batch, &state)?;
+            }
+            hashes.push(hash_file(&path).map_err(|source| SolveFailure::io(&path, source))?);
+            stream.current = next;
+        }
+        self.solutions.append(Line::Block { block: index, states: hashes })?;
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! Finds the codes of one matrix: by the solver where its input is known, to nearest where it is not.
+
+use crate::{
+    Result,
+    codec::{CodecError, CodedRows, MatrixParameters, RowSource},
+    forward::{InputFormat, LinearSpec, Matrix},
+    layout::Activations,
+    passes::{
+        Deviations, Settings,
+        gptq::{self, Factor, SolveOptions},
+        rtn::grid::Grid,
+    },
+    plan::Encode,
+    solve::{Moments, Solutions, Solved, SolveFailure},
+};
+
+/// A matrix in memory as the source of its own rows.
+pub struct Rows<'a>(pub &'a Matrix);
+
+impl RowSource for Rows<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.0.columns
+    }
+
+    fn read_rows(&self, first_row: usize, out: &mut [f32]) -> std::result::Result<(), CodecError> {
+        let start = first_row * self.0.columns;
+        out.copy_from_slice(&self.0.values[start..start + out.len()]);
+        Ok(())
+    }
+}
+
+/// What rounding to nearest makes of a matrix.
+pub fn nearest(
+    encode: &Encode,
+    tensor: &str,
+    weights: &Matrix,
+) -> std::result::Result<(CodedRows, MatrixParameters, Deviations, Matrix), SolveFailure> {
+    let failed = |source| SolveFailure::Codec { tensor: tensor.to_owned(), source };
+    let encoder = encode.settings.encoder(&encode.pass_matrix, &encode.choice);
+    let rows = Rows(weights);
+    let parameters = encoder.prepare(&rows).map_err(failed)?;
+    let coded = encoder.encode(&rows, &parameters, 0, weights.rows).map_err(failed)?;
+    let mut values = vec![0.0; weights.values.len()];
+    encode.choice.codec.dequantize_rows(&coded.rows, &parameters, &mut values).map_err(failed)?;
+    let decoded = Matrix { rows: weights.rows, columns: weights.columns, values };
+    Ok((coded.rows, parameters, coded.deviations, decoded))
+}
+
+/// How the runtime will round the input of an encoded linear.
+#[must_use]
+pub fn input_format(encode: &Encode) -> InputFormat {
+    use crate::codec::Element;
+    match (encode.choice.activations, encode.choice.codec.element) {
+        (Activations::Dynamic, Element::Integer { .. }) => InputFormat::Int8PerToken,
+        (Activations::Dynamic, Element::Fp8E4M3) => InputFormat::Fp8PerToken,
+        _ => InputFormat::Exact,
+    }
+}
+
+/// The factors of one input, one for each way of factoring that its linears ask for.
+#[derive(Default)]
+pub struct Factors(Vec<((u64, gptq::Order), Factor)>);
+
+impl Factors {
+    fn of(
+        &mut self,
+        moments: &Moments,
+        options: &SolveOptions,
+        tensor: &str,
+    ) -> std::result::Result<&Factor, SolveFailure> {
+        let key = (options.damping.to_bits(), options.order);
+        if let Some(at) = self.0.iter().position(|(known, _)| *known == key) {
+            return Ok(&self.0[at].1);
+        }
+        let factor = Factor::new(&view(moments), options)
+            .map_err(|source| SolveFailure::Matrix { tensor: tensor.to_owned(), source })?;
+        self.0.push((key, factor));
+        Ok(&self.0[self.0.len() - 1].1)
+    }
+}
+
+fn view(moments: &Moments) -> gptq::Moments<'_> {
+    let drift = (!moments.drift.is_empty()).then_some(&moments.drift[..]);
+    gptq::Moments { columns: moments.columns, hessian: &moments.hessian, drift }
+}
+
+/// Tokens below which an expert's moments say too little: it is rounded to nearest.
+#[must_use]
+pub fn fewest_tokens(columns: usize) -> u64 {
+    (columns as u64 / 16).max(16)
+}
+
+/// Finds and keeps the codes of one linear; gives what they decode to. Takes over what was kept before.
+pub fn solve_linear(
+    solutions: &mut Solutions,
+    encode: &Encode,
+    linear: &LinearSpec,
+    weights: &Matrix,
+    moments: &Moments,
+    factors: &mut Factors,
+    deny: bool,
+) -> Result<Matrix> {
+    let Settings::Gptq(settings) = &encode.settings else {
+        return Ok(nearest(encode, &linear.weight, weights)?.3);
+    };
+    let expert = linear.expert.unwrap_or(0);
+    let codec = &encode.choice.codec;
+    if let Some((coded, parameters, _)) =
+        solutions.matrix(&linear.weight, expert, codec, weights.rows, weights.columns)
+    {
+        let mut values = vec![0.0; weights.values.len()];
+        codec
+            .dequantize_rows(&coded, &parameters, &mut values)
+            .map_err(|source| SolveFailure::Codec { tensor: linear.weight.clone(), source })?;
+        return Ok(Matrix { rows: weights.rows, columns: weights.columns, values });
+    }
+    let denied = |deviations: &Deviations| -> std::result::Result<(), SolveFailure> {
+        match deviations.iter().next() {
+            Some((kind, count)) if deny => Err(SolveFailure::Denied {
+                tensor: linear.weight.clone(),
+                kind: (*kind).to_owned(),
+                count: *count,
+            }),
+            _ => Ok(()),
+        }
+    };
+    if moments.count < fewest_tokens(weights.columns) {
+        let (coded, parameters, mut deviations, decoded) = nearest(encode, &linear.weight, weights)?;
+        deviations.insert(if moments.count == 0 { "no-statistics" } else { "starved-expert" }, 1);
+        denied(&deviations)?;
+        let solved = Solved { tokens: moments.count, ..Solved::default() };
+        solutions.keep(&linear.weight, linear.expert, codec, &coded, &parameters, solved, &deviations)?;
+        return Ok(decoded);
+    }
+    let factor = factors.of(moments, &settings.solve, &linear.weight)?;
+    let grid = Grid::new(codec, encode.pass_matrix.dense_dtype, encode.pass_matrix.minimum_zero_point);
+    let problem = gptq::Linear { weights: &weights.values, rows: weights.rows, codec, grid: &grid };
+    let solution = gptq::solve(factor, &view(moments), &problem, &settings.solve)
+        .map_err(|source| SolveFailure::Matrix { tensor: linear.weight.clone(), source })?;
+    let mut deviations = solution.report.deviations.clone();
+    if factor.escalations() > 0 {
+        deviations.insert("damping-raised", factor.escalations() as u64);
+    }
+    if !factor.dead_columns().is_empty() {
+        deviations.insert("dead-columns", factor.dead_columns().len() as u64);
+    }
+    denied(&deviations)?;
+    let energy = solution.report.energy.max(f64::MIN_POSITIVE);
+    let solved = Solved {
+        tokens: moments.count,
+        loss_nearest: solution.report.loss_nearest / energy,
+        loss_sweep: solution.report.loss_sweep / energy,
+        loss: solution.report.loss_refined / energy,
+        damping: factor.damping(),
+    };
+    let Matrix { rows, columns, .. } = *weights;
+    solutions.keep(&linear.weight, linear.expert, codec, &solution.coded, &solution.parameters, solved, &deviations)?;
+    Ok(Matrix { rows, columns, values: solution.dequantized })
+}

@@ -1,0 +1,147 @@
+//! What calibration takes: the largest stage decides, never the model.
+
+use crate::{
+    forward::{BlockSpec, Kind, Limits, LinearSpec, Model},
+    recipe::Calibration,
+    solve::Wanted,
+};
+
+/// Tokens that are computed together when nothing limits them.
+const BATCH_TOKENS: usize = 2048;
+/// Default bytes for experts and their moments.
+const DEFAULT_EXPERT_BYTES: u64 = 2 << 30;
+/// The process itself.
+const BASE_BYTES: u64 = 64 << 20;
+
+/// What is to be solved, and with how much memory.
+#[derive(Debug)]
+pub struct SolvePlan {
+    /// What the model computes.
+    pub model: Model,
+    /// The text's description.
+    pub calibration: Calibration,
+    /// The text.
+    pub tokens: crate::calibration::Tokens,
+    /// Whether the stream of the original model runs beside that of the compressed one.
+    pub both_streams: bool,
+    /// Whether encodings see the compressed model.
+    pub compressed: bool,
+    /// Whether a difference from the original inputs is gathered.
+    pub drift: bool,
+    /// Whether any matrix is encoded with second moments.
+    pub encodes: bool,
+    /// The transforms, in the recipe's order.
+    pub transforms: Vec<TransformRule>,
+    /// What is in memory at a time.
+    pub limits: Limits,
+    /// Bytes of memory at most.
+    pub peak_bytes: u64,
+    /// The smallest budget that works.
+    pub smallest_bytes: u64,
+    /// Bytes of hidden states and solutions on disk.
+    pub disk_bytes: u64,
+}
+
+/// A transform of a recipe.
+#[derive(Debug, Clone)]
+pub struct TransformRule {
+    /// The pass's name.
+    pub pass: String,
+    /// Its settings.
+    pub settings: crate::passes::Settings,
+    /// The linears it may change.
+    pub linears: std::collections::BTreeSet<String>,
+}
+
+impl SolvePlan {
+    /// What the moments of one input hold.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        Wanted { hessian: true, drift: self.drift, sample: !self.transforms.is_empty() }
+    }
+
+    /// Chooses limits for a budget.
+    ///
+    /// # Errors
+    /// [`super::SolveFailure::Memory`] with the smallest budget that works.
+    pub fn fit(&mut self, budget: Option<u64>, solved_bytes: u64) -> Result<(), super::SolveFailure> {
+        let length = self.calibration.sequence_length as usize;
+        let smallest = Limits { batch_tokens: length, expert_bytes: 0 };
+        self.smallest_bytes = self.need(&smallest);
+        let mut limits = Limits { batch_tokens: BATCH_TOKENS.max(length), expert_bytes: DEFAULT_EXPERT_BYTES };
+        if let Some(budget) = budget {
+            if budget < self.smallest_bytes {
+                return Err(super::SolveFailure::Memory { budget, smallest: self.smallest_bytes });
+            }
+            limits.expert_bytes = budget / 2;
+            while self.need(&limits) > budget && (limits.batch_tokens > length || limits.expert_bytes > 0) {
+                limits.expert_bytes = if limits.expert_bytes < 1 << 20 { 0 } else { limits.expert_bytes * 3 / 4 };
+                limits.batch_tokens = (limits.batch_tokens * 3 / 4).max(length);
+            }
+        }
+        self.limits = limits;
+        self.peak_bytes = self.need(&limits);
+        let tokens = self.calibration.sequences * self.calibration.sequence_length;
+        let streams = 1 + u64::from(self.both_streams);
+        let state = self.model.state_width() as u64 + 2 * self.model.hidden as u64;
+        self.disk_bytes = tokens * streams * state * 4 + solved_bytes;
+        Ok(())
+    }
+
+    /// Experts whose moments are gathered at a time.
+    #[must_use]
+    pub fn experts_at_once(&self, block: &BlockSpec, limits: &Limits) -> usize {
+        let Some(experts) = &block.experts else { return 1 };
+        let one = self.expert_bytes(&experts.inputs[0], &experts.outputs[0]);
+        ((limits.expert_bytes / one.max(1)) as usize).clamp(1, experts.outputs.len().max(1))
+    }
+
+    fn expert_bytes(&self, inputs: &[LinearSpec], output: &LinearSpec) -> u64 {
+        let copies = 4 * (1 + u64::from(self.both_streams));
+        let weights: u64 = inputs.iter().chain([output]).map(|linear| linear.weights() as u64).sum();
+        let width = inputs.first().map_or(0, |linear| linear.columns);
+        self.wanted().bytes(width.max(output.columns)) + copies * weights
+    }
+
+    /// Bytes that solving takes within these limits.
+    fn need(&self, limits: &Limits) -> u64 {
+        let length = self.calibration.sequence_length as usize;
+        let tokens = (limits.batch_sequences(length) * length) as u64;
+        let streams = 1 + u64::from(self.both_streams);
+        let blocks = self.model.blocks.iter().map(|block| {
+            let activations = tokens * 4 * streams * 3 * self.model.state_width() as u64;
+            let mut before = 0;
+            let mut largest = 0;
+            for stage in &block.stages {
+                let need = if stage.kind == Kind::Experts {
+                    let experts = block.experts.as_ref();
+                    let one = experts.map_or(0, |experts| self.expert_bytes(&experts.inputs[0], &experts.outputs[0]));
+                    let solver = experts.map_or(0, |experts| self.solver_bytes(&experts.inputs[0]));
+                    one * self.experts_at_once(block, limits) as u64 + solver
+                } else {
+                    let weights: u64 = stage.linears.iter().map(|linear| linear.weights() as u64).sum();
+                    let outputs: u64 = stage.linears.iter().map(|linear| linear.rows as u64).sum();
+                    let columns = stage.linears.first().map_or(0, |linear| linear.columns);
+                    let held = before;
+                    before = 4 * weights * streams;
+                    let gather = self.wanted().bytes(columns);
+                    held.max(before) + before + gather + self.solver_bytes(&stage.linears) + tokens * 4 * streams * outputs
+                };
+                largest = largest.max(need);
+            }
+            activations + largest
+        });
+        let embedding = 64 << 20;
+        BASE_BYTES + embedding + blocks.max().unwrap_or(0)
+    }
+
+    /// The factor, and copies of the largest matrix in work.
+    fn solver_bytes(&self, linears: &[LinearSpec]) -> u64 {
+        if !self.encodes {
+            return 0;
+        }
+        let columns = linears.first().map_or(0, |linear| linear.columns) as u64;
+        let largest = linears.iter().map(|linear| linear.weights() as u64).max().unwrap_or(0);
+        12 * columns * columns + 13 * largest
+    }
+}

@@ -1,0 +1,125 @@
+//! Calibrated passes: takes the calibration text through the model block by block, and finds on the way what the scales
+//! of folds and the codes of matrices should be. What it finds lies in the work folder until the writer has used it.
+//!
+//! Two streams of hidden states can run side by side: the original model's, and that of the model as compressed so far.
+//! Inside a block, linears that share an input are solved together, and those behind them see their results.
+
+mod driver;
+mod experts;
+mod matrices;
+mod memory;
+mod moments;
+mod record;
+
+pub use driver::{Job, Outcome, solve};
+pub use memory::{SolvePlan, TransformRule};
+pub use moments::{Moments, Wanted};
+pub use record::{Head, Solutions, Solved, SolvedEncoder};
+
+use std::path::{Path, PathBuf};
+
+use crate::ExitCode;
+
+/// Why solving stops.
+#[derive(Debug, thiserror::Error)]
+pub enum SolveFailure {
+    /// A file of the work folder fails.
+    #[error("`{path}`: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A matrix cannot be solved.
+    #[error("`{tensor}`: {source}")]
+    Matrix {
+        /// Its name.
+        tensor: String,
+        /// Why.
+        source: crate::passes::gptq::SolveError,
+    },
+    /// A matrix cannot be encoded.
+    #[error("`{tensor}`: {source}")]
+    Codec {
+        /// Its name.
+        tensor: String,
+        /// Why.
+        source: crate::codec::CodecError,
+    },
+    /// There is no calibration text.
+    #[error("pass `{pass}` needs to see data, and the recipe has no [calibration]")]
+    NoCalibration {
+        /// The pass.
+        pass: String,
+    },
+    /// The budget is too small.
+    #[error("a budget of {budget} bytes is too small to calibrate: it takes at least {smallest} bytes")]
+    Memory {
+        /// Bytes given.
+        budget: u64,
+        /// Bytes needed.
+        smallest: u64,
+    },
+    /// A result deviates and that is denied.
+    #[error("tensor `{tensor}`: {kind} ({count} times), and `--deny fallback` forbids it")]
+    Denied {
+        /// The tensor.
+        tensor: String,
+        /// What.
+        kind: String,
+        /// How often.
+        count: u64,
+    },
+    /// Saved statistics are of something else.
+    #[error("`{path}` holds statistics of another {what}: expected {expected}, got {got}")]
+    OtherStatistics {
+        /// The file.
+        path: PathBuf,
+        /// Model, text or settings.
+        what: &'static str,
+        /// What this run has.
+        expected: String,
+        /// What the file says.
+        got: String,
+    },
+    /// Asked to stop.
+    #[error("stopped while calibrating block {block} of {blocks}")]
+    Stopped {
+        /// The block in hand.
+        block: usize,
+        /// Blocks in all.
+        blocks: usize,
+    },
+}
+
+impl SolveFailure {
+    pub(super) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    /// The exit code of this failure.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Io { .. } | Self::Memory { .. } => ExitCode::Environment,
+            Self::Matrix { .. } | Self::Codec { .. } => ExitCode::Input,
+            Self::NoCalibration { .. } | Self::OtherStatistics { .. } => ExitCode::Usage,
+            Self::Denied { .. } => ExitCode::Difference,
+            Self::Stopped { .. } => ExitCode::Stopped,
+        }
+    }
+
+    /// What the user can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NoCalibration { .. } => "write [calibration] and under it `text = [\"file.txt\"]`".into(),
+            Self::Memory { .. } => "give more with --max-memory, or shorter sequences".into(),
+            Self::OtherStatistics { .. } => "run `bantam calibrate` again, or leave `statistics` out".into(),
+            Self::Stopped { .. } => "run the same command again to continue".into(),
+            Self::Denied { .. } => "`skip` the tensor, give more calibration text, or change the setting".into(),
+            _ => return None,
+        })
+    }
+}
