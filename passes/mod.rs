@@ -1,7 +1,11 @@
 //! The passes: one file or folder each, and the registry that names them.
 
+pub mod awq;
+pub mod folding;
 pub mod gptq;
 pub mod rtn;
+pub mod smoothquant;
+pub mod smoothquant_plus;
 
 use crate::{
     checkpoint::Dtype,

@@ -24,6 +24,8 @@ pub mod passes;
 
 pub mod forward;
 
+pub mod solve;
+
 pub mod plan;
 
 pub mod run;
