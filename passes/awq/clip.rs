@@ -10,12 +10,12 @@ const ROWS: usize = 128;
 /// Limits that are tried: (1 − i/20) of the largest magnitude.
 const STEPS: usize = 10;
 
-/// The limit of each (row, group) with the least Δ_g H_gg Δ_gᵀ, where Δ is what rounding the clipped group changes;
+/// The limit of each (row, group) with the least `Δ_g H_gg Δ_gᵀ`, where Δ is what rounding the clipped group changes;
 /// infinite where not clipping is best. `[rows, groups]`, ready for a list of limits per group of
 /// [`Consumer::group`] columns (whole rows where there is none). None without second moments.
 #[must_use]
 pub fn clip(statistics: &FoldStatistics<'_>, consumer: &Consumer<'_>) -> Option<Vec<f32>> {
-    let width = if consumer.rows == 0 { 0 } else { consumer.weights.len() / consumer.rows };
+    let width = consumer.weights.len().checked_div(consumer.rows).unwrap_or(0);
     if width == 0 {
         return Some(Vec::new());
     }
@@ -67,7 +67,9 @@ fn search(
             let parts = clipped.chunks_exact_mut(width).flat_map(|row| row.chunks_mut(group));
             for (part, largest) in parts.zip(&largest) {
                 let limit = largest * share;
-                part.iter_mut().for_each(|weight| *weight = weight.clamp(-limit, limit));
+                for weight in part {
+                    *weight = weight.clamp(-limit, limit);
+                }
             }
         }
         let mut difference = quantize(&clipped, rows);

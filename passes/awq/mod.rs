@@ -1,8 +1,8 @@
 //! AWQ: scales that protect the weights which large activations meet, then clipping.
 //!
 //! Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (arXiv 2306.00978, §3.2)
-//! and the authors' code. Losses are exact through second moments: ‖X Δᵀ‖² = tr(Δ H Δᵀ) for a linear, Δ_g H_gg Δ_gᵀ for a
-//! group. Beyond the paper: value heads that are shared take part with the mean over those that read them, channels
+//! and the authors' code. Losses are exact through second moments: ‖X Δᵀ‖² = tr(Δ H Δᵀ) for a linear, `Δ_g H_gg Δ_gᵀ` for
+//! a group. Beyond the paper: value heads that are shared take part with the mean over those that read them, channels
 //! without any activation are left alone.
 
 mod clip;

@@ -4,7 +4,7 @@
 mod keys;
 mod loss;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(super) use keys::{fold_kinds, known_keys, switch, within};
 pub use loss::{LossRows, Measure};

@@ -1,7 +1,7 @@
 //! SmoothQuant: moves the difficulty of quantizing activations into the weights.
 //!
 //! Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models"
-//! (arXiv 2211.10438), eq. 4: s_j = max|X_j|^α / max|W_j|^(1−α). Beyond the paper: the fold is exact in the stored types,
+//! (arXiv 2211.10438), eq. 4: `s_j = max|X_j|^α / max|W_j|^(1−α)`. Beyond the paper: the fold is exact in the stored types,
 //! channels without any activation are left alone, every exact fold of a block can be used, and α may be searched for
 //! each fold.
 

@@ -175,7 +175,7 @@ fn value_fold(block: &BlockSpec, stage: &Stage, next: Option<&Stage>, output_sta
     Some(rows_fold(FoldKind::Value, linear, rows, output, channel_of, output_stage))
 }
 
-/// Up → down: σ(gate) · up is linear in up. Without a gate only ReLU passes a positive scale on.
+/// Up → down: σ(gate) · up is linear in up. Without a gate only `ReLU` passes a positive scale on.
 fn up_fold(
     block: &BlockSpec,
     inputs: &[LinearSpec],

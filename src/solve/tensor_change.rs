@@ -48,7 +48,9 @@ impl MatrixChange {
         let factor = self.rows.get(row).copied().unwrap_or(1.0);
         if self.columns.is_empty() {
             if factor != 1.0 {
-                values.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+                for value in values.iter_mut() {
+                    *value = (f64::from(*value) * factor) as f32;
+                }
             }
         } else {
             for (value, column) in values.iter_mut().zip(&self.columns[first_column..]) {

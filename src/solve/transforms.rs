@@ -41,7 +41,7 @@ impl Transforms {
     /// tensors, `norm_dtype` their types by name.
     ///
     /// A norm's new weight γ' is rounded to its stored type first, and the scale is what that leaves: γ/γ', so that the
-    /// fold stays exact (Gemma: (1 + γ)/(1 + γ')). A LayerNorm's bias is divided by the same scale and rounded, which
+    /// fold stays exact (Gemma: (1 + γ)/(1 + γ')). The bias of a layer norm is divided by the same scale and rounded, which
     /// cannot be exact. Channels without a usable scale (γ is zero; γ' would be zero, subnormal or infinite; the asked
     /// scale is no positive number) keep 1.
     ///
