@@ -1,7 +1,11 @@
 //! The passes: one file or folder each, and the registry that names them.
 
+pub mod awq;
+pub mod folding;
 pub mod gptq;
 pub mod rtn;
+pub mod smoothquant;
+pub mod smoothquant_plus;
 
 use crate::{
     checkpoint::Dtype,
@@ -16,6 +20,12 @@ pub enum Settings {
     Rtn(rtn::Settings),
     /// GPTQ.
     Gptq(gptq::Settings),
+    /// SmoothQuant.
+    SmoothQuant(smoothquant::Settings),
+    /// SmoothQuant+.
+    SmoothQuantPlus(smoothquant_plus::Settings),
+    /// AWQ.
+    Awq(awq::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -53,7 +63,7 @@ pub struct PassInfo {
 }
 
 /// All passes.
-pub const REGISTRY: &[PassInfo] = &[rtn::INFO, gptq::INFO];
+pub const REGISTRY: &[PassInfo] = &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO];
 
 /// One matrix as a pass sees it at plan time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,6 +185,7 @@ impl Settings {
         match self {
             Self::Rtn(settings) => Some(settings),
             Self::Gptq(settings) => Some(&settings.number),
+            Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => None,
         }
     }
 

@@ -80,6 +80,7 @@ fn rows(plan: &Plan) -> BTreeMap<(String, String), Row> {
         let fate = match &unit.action {
             Action::Copy => format!("{} as is", unit.codec_name()),
             Action::Decode => format!("{} decoded", unit.codec_name()),
+            Action::Transform => format!("{} scaled", unit.codec_name()),
             Action::Encode(_) => unit.codec_name(),
         };
         let row = rows.entry((without_index(&unit.role), fate)).or_default();

@@ -22,13 +22,15 @@ mod store;
 mod stream;
 mod weights;
 
+pub use attention::Attention;
 pub use block::Block;
 pub use error::{ARCHITECTURES, ForwardError};
 pub use experts::{Expert, Routing};
-pub use kernels::{Activation, exp};
+pub use inputs::rounded;
+pub use kernels::{Activation, NormKind, exp};
 pub use matrix::{Matrix, multiply_transposed};
 pub use model::{Head, Model};
-pub use spec::{BlockSpec, Kind, Stage};
+pub use spec::{After, BlockSpec, ExpertsSpec, Kind, Latent, NormSpec, RouterRule, Stage};
 pub use state::State;
 pub use store::Store;
 pub use stream::Limits;

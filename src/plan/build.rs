@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit, memory, shards, small_files, solving};
+use super::{
+    Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit, memory, shards, small_files, solving,
+};
 use crate::{
     Result,
     checkpoint::{is_float, scan_non_finite},
@@ -274,6 +276,9 @@ fn assemble(
                 let outputs = target.tensors(&encode.matrix);
                 matrices.push(encode.matrix.clone());
                 (Action::Encode(Box::new(encode)), outputs)
+            }
+            None if solve.as_ref().is_some_and(|solve| solve.touched.contains_key(&tensor.name)) => {
+                (Action::Transform, plain())
             }
             None if !tensor.is_plain() => (Action::Decode, plain()),
             None => (Action::Copy, plain()),

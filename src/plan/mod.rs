@@ -110,7 +110,7 @@ impl Unit {
     pub fn extent(&self) -> u64 {
         match &self.action {
             Action::Copy => self.source_bytes,
-            Action::Decode => self.weights / self.columns().max(1) as u64,
+            Action::Decode | Action::Transform => self.weights / self.columns().max(1) as u64,
             Action::Encode(encode) => encode.matrix.rows as u64,
         }
     }
@@ -120,7 +120,7 @@ impl Unit {
     pub fn rows_are_contiguous(&self) -> bool {
         match &self.action {
             Action::Copy => true,
-            Action::Decode => false,
+            Action::Decode | Action::Transform => false,
             Action::Encode(encode) => !self.coded_source && !encode.matrix.transposed,
         }
     }
@@ -130,7 +130,7 @@ impl Unit {
     pub fn columns(&self) -> usize {
         match &self.action {
             Action::Encode(encode) => encode.matrix.columns,
-            Action::Copy | Action::Decode => self.shape.last().copied().unwrap_or(1),
+            Action::Copy | Action::Decode | Action::Transform => self.shape.last().copied().unwrap_or(1),
         }
     }
 
@@ -145,7 +145,7 @@ impl Unit {
     pub fn codec_name(&self) -> String {
         match &self.action {
             Action::Encode(encode) => encode.matrix.codec.name(),
-            Action::Copy | Action::Decode => self
+            Action::Copy | Action::Decode | Action::Transform => self
                 .outputs
                 .first()
                 .map_or_else(String::new, |output| format!("{:?}", output.spec.dtype).to_lowercase()),
@@ -160,6 +160,8 @@ pub enum Action {
     Copy,
     /// The stored codes are turned into dense weights (a compressed source that no rule encodes).
     Decode,
+    /// The weights are scaled as calibration found, and stay dense.
+    Transform,
     /// The weights are encoded.
     Encode(Box<Encode>),
 }
@@ -171,6 +173,7 @@ impl Action {
         match self {
             Self::Copy => "copy",
             Self::Decode => "decode",
+            Self::Transform => "transform",
             Self::Encode(_) => "encode",
         }
     }

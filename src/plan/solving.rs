@@ -9,7 +9,10 @@ use crate::{
     manifest::Fallback,
     passes::{Kind, Settings},
     recipe::{Assignment, Predecessor},
-    solve::{SolveFailure, SolvePlan, TransformRule},
+    solve::{
+        SolveFailure, SolvePlan, TransformRule,
+        fold::{Producer, folds},
+    },
 };
 
 /// Plans what is found with calibration data; `None` when no pass needs any. Reads and tokenises the text, so that
@@ -44,9 +47,11 @@ pub(super) fn solve_plan(
         .filter(|(_, encode)| matches!(encode.settings, Settings::Gptq(_)))
         .map(|(name, encode)| (*name, encode))
         .collect();
-    let Some(pass) = transforms.first().map(|(_, rule)| rule.pass.clone()).or_else(|| {
-        solved.first().map(|(_, encode)| encode.pass.clone())
-    }) else {
+    let Some(pass) = transforms
+        .first()
+        .map(|(_, rule)| rule.pass.clone())
+        .or_else(|| solved.first().map(|(_, encode)| encode.pass.clone()))
+    else {
         return Ok(None);
     };
     let calibration = recipe.calibration.clone().ok_or(SolveFailure::NoCalibration { pass })?;
@@ -60,23 +65,26 @@ pub(super) fn solve_plan(
             kind: "no-statistics".into(),
             tensor: (*name).to_owned(),
             count: 1,
-            message: format!("`{name}` is rounded to nearest: its input lies outside of the blocks that are calibrated"),
+            message: format!(
+                "`{name}` is rounded to nearest: its input lies outside of the blocks that are calibrated"
+            ),
         });
     }
-    let drift = solved.iter().any(|(_, encode)| {
-        matches!(&encode.settings, Settings::Gptq(settings) if settings.solve.drift_share > 0.0)
-    });
+    let drift = solved
+        .iter()
+        .any(|(_, encode)| matches!(&encode.settings, Settings::Gptq(settings) if settings.solve.drift_share > 0.0));
     let compressed = calibration.predecessor == Predecessor::Compressed && !solved.is_empty();
     let solved_bytes = solved.iter().map(|(_, encode)| (encode.matrix.rows * encode.matrix.columns) as u64).sum();
     let mut plan = SolvePlan {
-        model,
         calibration,
         tokens,
-        both_streams: compressed && drift,
+        both_streams: compressed && (drift || !transforms.is_empty()),
         compressed,
         drift: compressed && drift,
         encodes: !solved.is_empty(),
+        touched: touched(&model, &transforms, inputs),
         transforms: transforms.into_iter().map(|(_, rule)| rule).collect(),
+        model,
         limits: Limits::default(),
         peak_bytes: 0,
         smallest_bytes: 0,
@@ -84,4 +92,32 @@ pub(super) fn solve_plan(
     };
     plan.fit(options.max_memory_bytes, solved_bytes)?;
     Ok(Some(plan))
+}
+
+/// The tensors that folds of these rules change, and by which passes.
+fn touched(model: &Model, transforms: &[(usize, TransformRule)], inputs: Inputs<'_>) -> BTreeMap<String, Vec<String>> {
+    let mut touched: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (_, rule) in transforms {
+        for fold in model.blocks.iter().flat_map(folds) {
+            if !rule.takes(&fold) {
+                continue;
+            }
+            let mut names: Vec<String> = fold.consumers.iter().map(|linear| linear.weight.clone()).collect();
+            names.extend(fold.others.iter().cloned());
+            match &fold.producer {
+                Producer::Norm { name, .. } => names.extend([format!("{name}.weight"), format!("{name}.bias")]),
+                Producer::Rows { linear, .. } => {
+                    names.push(linear.weight.clone());
+                    names.extend(linear.bias.clone());
+                }
+            }
+            for name in names.into_iter().filter(|name| inputs.source.tensor(name).is_some()) {
+                let passes = touched.entry(name).or_default();
+                if passes.last() != Some(&rule.pass) {
+                    passes.push(rule.pass.clone());
+                }
+            }
+        }
+    }
+    touched
 }

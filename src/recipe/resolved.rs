@@ -74,6 +74,9 @@ fn complete(settings: &Settings) -> Value {
     let value = match settings {
         Settings::Rtn(settings) => serde_json::to_value(settings),
         Settings::Gptq(settings) => serde_json::to_value(settings),
+        Settings::SmoothQuant(settings) => serde_json::to_value(settings),
+        Settings::SmoothQuantPlus(settings) => serde_json::to_value(settings),
+        Settings::Awq(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }

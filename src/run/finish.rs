@@ -162,7 +162,11 @@ fn manifest(
             message: format!("`{}`: {kind}, {count} times", unit.name),
         }));
         let calibration = found.and_then(|found| found.solutions.report(&unit.name));
-        tensors.push(OutputTensor { calibration, ..output_tensor(unit, record) });
+        let mut tensor = OutputTensor { calibration, ..output_tensor(unit, record) };
+        if let Some(transforms) = plan.solve.as_ref().and_then(|solve| solve.touched.get(&unit.name)) {
+            tensor.passes.splice(0..0, transforms.iter().cloned());
+        }
+        tensors.push(tensor);
     }
     let encoded = || plan.units.iter().filter(|unit| matches!(unit.action, Action::Encode(_)));
     let totals = Totals {
@@ -194,7 +198,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         .collect();
     let (passes, matrix) = match &unit.action {
         Action::Encode(encode) => (vec![encode.pass.clone()], Some(encode.matrix.clone())),
-        Action::Copy | Action::Decode => (Vec::new(), None),
+        Action::Copy | Action::Decode | Action::Transform => (Vec::new(), None),
     };
     OutputTensor {
         name: unit.name.clone(),

@@ -111,11 +111,8 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
     };
     platform::trim_heap();
     work(plan, source, options, &staging, found.as_ref(), &mut journal, &mut records, start)?;
-    finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start).map(|manifest| Outcome {
-        manifest,
-        resumed,
-        was_complete: false,
-    })
+    finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start)
+        .map(|manifest| Outcome { manifest, resumed, was_complete: false })
 }
 
 /// The recorded units whose bytes read back as recorded; the last record of a unit counts.

@@ -14,7 +14,10 @@ use crate::{
     manifest::ContentHash,
     passes::{MatrixEncoder, Settings},
     plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit, stripe_rows},
-    solve::Outcome,
+    solve::{
+        Outcome,
+        transforms::{TransformedRows, Turned},
+    },
 };
 
 /// What all workers read.
@@ -42,8 +45,16 @@ pub(super) struct UnitState<'a> {
 
 enum Work<'a> {
     Copy,
-    Decode { rows: Box<dyn RowSource + 'a> },
-    Encode { rows: Box<dyn RowSource + 'a>, encoder: Box<dyn MatrixEncoder>, parameters: MatrixParameters },
+    Decode {
+        rows: Box<dyn RowSource + 'a>,
+    },
+    Encode {
+        rows: Box<dyn RowSource + 'a>,
+        /// What errors are measured against, where that is not `rows`: the same before clipping.
+        unclipped: Option<Box<dyn RowSource + 'a>>,
+        encoder: Box<dyn MatrixEncoder>,
+        parameters: MatrixParameters,
+    },
 }
 
 /// One task of a wave; results are joined in this order.
@@ -134,12 +145,22 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
     let work = match &unit.action {
         Action::Copy => Work::Copy,
         Action::Decode => Work::Decode { rows: context.source.rows(&unit.name, false)? },
+        Action::Transform => Work::Decode { rows: transformed(context, unit)? },
         Action::Encode(encode) => {
             let rows = context.source.rows(&unit.name, encode.matrix.transposed)?;
+            let (rows, unclipped): (Box<dyn RowSource + 'a>, Option<Box<dyn RowSource + 'a>>) = match context.found {
+                Some(found) if found.transforms.touches(&unit.name) => {
+                    let again = context.source.rows(&unit.name, encode.matrix.transposed)?;
+                    let scaled =
+                        |rows, clipped| Box::new(TransformedRows::new(rows, &found.transforms, &unit.name, clipped));
+                    (scaled(rows, true), Some(scaled(again, false)))
+                }
+                _ => (rows, None),
+            };
             let encoder = encoder(context, unit, encode);
             let parameters =
                 encoder.prepare(&Released(rows.as_ref())).map_err(|error| encoding_error(context, unit, error))?;
-            Work::Encode { rows, encoder, parameters }
+            Work::Encode { rows, unclipped, encoder, parameters }
         }
     };
     Ok(UnitState {
@@ -151,6 +172,16 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
         deviations: BTreeMap::new(),
         work,
     })
+}
+
+/// A dense tensor as calibration scaled it, in its stored order.
+fn transformed<'a>(context: &Context<'a>, unit: &Unit) -> Result<Box<dyn RowSource + 'a>> {
+    let Some(found) = context.found else { return Ok(context.source.rows(&unit.name, false)?) };
+    let turned = found.transforms.transposed(&unit.name);
+    let rows = context.source.rows(&unit.name, turned)?;
+    let rows: Box<dyn RowSource + 'a> = Box::new(TransformedRows::new(rows, &found.transforms, &unit.name, false));
+    let experts = if unit.shape.len() == 3 { unit.shape[0] } else { 1 };
+    Ok(if turned { Box::new(Turned::new(rows, experts)) } else { rows })
 }
 
 /// The encoder of a unit: it hands out what calibration found, or rounds to nearest.
@@ -218,10 +249,26 @@ fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitStat
         Task::Hash { slab } => Ok(Done::Hash { slab: *slab, inputs: hash_inputs(context, unit, &wave[*slab], state) }),
         Task::Chunk { range, .. } => copy_chunk(context, unit, range).map(|()| Done::Chunk),
         Task::Stripe { slab, first_row, rows } => match &state.work {
-            Work::Encode { rows: source, encoder, parameters } => {
+            Work::Encode { rows: source, unclipped, encoder, parameters } => {
+                let exact = unclipped.as_deref().unwrap_or(source.as_ref());
                 let Action::Encode(encode) = &unit.action else { unreachable!("begun as an encoding") };
-                encode_stripe(context, unit, encode, source.as_ref(), encoder.as_ref(), parameters, *first_row, *rows)
-                    .map(|(pieces, sums, deviations)| Done::Stripe { slab: *slab, pieces, sums, deviations })
+                encode_stripe(
+                    context,
+                    unit,
+                    encode,
+                    source.as_ref(),
+                    exact,
+                    encoder.as_ref(),
+                    parameters,
+                    *first_row,
+                    *rows,
+                )
+                .map(|(pieces, sums, deviations)| Done::Stripe {
+                    slab: *slab,
+                    pieces,
+                    sums,
+                    deviations,
+                })
             }
             Work::Decode { rows: source } => decode_stripe(unit, source.as_ref(), *first_row, *rows)
                 .map(|(pieces, sums)| Done::Stripe { slab: *slab, pieces, sums, deviations: BTreeMap::new() }),
@@ -309,6 +356,7 @@ fn encode_stripe(
     unit: &Unit,
     encode: &Encode,
     source: &dyn RowSource,
+    exact: &dyn RowSource,
     encoder: &dyn MatrixEncoder,
     parameters: &MatrixParameters,
     first_row: usize,
@@ -322,7 +370,7 @@ fn encode_stripe(
         let (tensor, kind, count) = (unit.name.clone(), (*kind).to_owned(), *count);
         return Err(RunError::FallbackDenied { tensor, kind, count }.into());
     }
-    let sums = measure(source, &coded.rows, &encode.matrix.codec, parameters)
+    let sums = measure(exact, &coded.rows, &encode.matrix.codec, parameters)
         .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
     let mut pieces = context.layout.pack(&encode.matrix, &coded.rows);
     if first_row == 0 {

@@ -7,9 +7,10 @@ use std::{
 };
 
 use super::{
-    Head, Moments, SolvePlan, Solutions, SolveFailure,
+    Head, Moments, Solutions, SolveFailure, SolvePlan,
     matrices::{Factors, input_format, nearest, solve_linear},
     record::Line,
+    transforms::{Transformed, Transforms},
 };
 use crate::{
     Result,
@@ -43,13 +44,15 @@ pub struct Job<'a> {
 pub struct Outcome {
     /// Codes of matrices.
     pub solutions: Solutions,
+    /// Scales of folds.
+    pub transforms: Transforms,
 }
 
 /// The hidden states of one model, in two generations and a working copy.
 pub(super) struct Stream {
     name: &'static str,
     /// States before the block in hand.
-    current: Store,
+    pub(super) current: Store,
     /// States between its stages.
     pub(super) working: Store,
 }
@@ -67,6 +70,7 @@ pub(super) struct Pending {
 pub(super) struct Worker<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) solutions: Solutions,
+    pub(super) transforms: Transforms,
     pub(super) encodes: BTreeMap<&'a str, &'a Encode>,
     /// The stream that encodings see.
     pub(super) main: Stream,
@@ -88,9 +92,6 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
     let solutions = Solutions::open(&job.folder, &head)?;
     let blocks = job.solve.model.blocks.len();
     let first = resumable(job, &solutions);
-    if first == blocks {
-        return Ok(Outcome { solutions });
-    }
     let encodes = job
         .plan
         .units
@@ -101,7 +102,10 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
         })
         .collect();
     let stream = |name: &'static str| -> Result<Stream> {
-        let current = if first == 0 {
+        let current = if first == blocks {
+            // Nothing is left to be computed.
+            Store::create(None, 0, 0, 0).map_err(|source| SolveFailure::io(&job.folder, source))?
+        } else if first == 0 {
             job.solve.model.embed_all(
                 job.source,
                 &job.solve.tokens.sequences,
@@ -114,17 +118,25 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
         let (batches, length) = (current.batches(), current.length());
         let values = job.solve.limits.batch_sequences(length) * length * job.solve.model.state_width();
         let path = job.folder.join(format!("working-{name}"));
-        let working = Store::create(Some(&path), batches, values, length)
-            .map_err(|source| SolveFailure::io(&path, source))?;
+        let working =
+            Store::create(Some(&path), batches, values, length).map_err(|source| SolveFailure::io(&path, source))?;
         Ok(Stream { name, current, working })
     };
     let dense = if job.solve.both_streams { Some(stream("dense")?) } else { None };
-    let mut worker = Worker { job, solutions, encodes, main: stream("main")?, dense };
+    let main = stream("main")?;
+    let mut worker = Worker { job, solutions, transforms: Transforms::default(), encodes, main, dense };
+    if first < blocks {
+        worker.find_strength()?;
+    }
+    // Transforms add up from block to block: the last block's file has all.
+    if first > 0 {
+        worker.transform(&job.solve.model.blocks[first - 1], first - 1)?;
+    }
     for index in first..blocks {
         worker.block(index)?;
     }
-    let Worker { solutions, .. } = worker;
-    Ok(Outcome { solutions })
+    let Worker { solutions, transforms, .. } = worker;
+    Ok(Outcome { solutions, transforms })
 }
 
 fn states_path(folder: &Path, name: &str, block: usize) -> PathBuf {
@@ -139,9 +151,10 @@ fn resumable(job: &Job<'_>, solutions: &Solutions) -> usize {
         return next;
     }
     let names: &[&str] = if job.solve.both_streams { &["main", "dense"] } else { &["main"] };
-    let same = names.iter().zip(hashes).all(|(name, hash)| {
-        hash_file(&states_path(&job.folder, name, next)).is_ok_and(|found| found == *hash)
-    });
+    let same = names
+        .iter()
+        .zip(hashes)
+        .all(|(name, hash)| hash_file(&states_path(&job.folder, name, next)).is_ok_and(|found| found == *hash));
     if same && names.len() == hashes.len() { next } else { 0 }
 }
 
@@ -163,6 +176,29 @@ fn open_states(job: &Job<'_>, name: &str, block: usize) -> Result<Store> {
 }
 
 impl<'a> Worker<'a> {
+    /// Tokens of a sequence.
+    pub(super) fn length(&self) -> usize {
+        self.main.current.length()
+    }
+
+    /// Tokens of the whole text.
+    pub(super) fn tokens(&self) -> usize {
+        self.job.solve.tokens.sequences.len() * self.length()
+    }
+
+    pub(super) fn batches(&self) -> usize {
+        self.main.current.batches()
+    }
+
+    /// The stream of the original model.
+    pub(super) fn original(&self) -> &Stream {
+        self.dense.as_ref().unwrap_or(&self.main)
+    }
+
+    pub(super) fn original_mut(&mut self) -> &mut Stream {
+        self.dense.as_mut().unwrap_or(&mut self.main)
+    }
+
     pub(super) fn check_stop(&self, block: usize) -> std::result::Result<(), SolveFailure> {
         if self.job.stop.load(Ordering::SeqCst) {
             return Err(SolveFailure::Stopped { block: block + 1, blocks: self.job.solve.model.blocks.len() });
@@ -173,19 +209,22 @@ impl<'a> Worker<'a> {
     fn block(&mut self, index: usize) -> Result<()> {
         let job = self.job;
         let spec: &'a BlockSpec = &job.solve.model.blocks[index];
-        let block = Block::read(spec, job.source, self.main.current.length())?;
+        self.transform(spec, index)?;
+        let transforms = self.transforms.clone();
+        let source = &Transformed { inner: job.source, transforms: &transforms, clipped: true };
+        let block = Block::read(spec, source, self.main.current.length())?;
         let mut pending: Option<Pending> = None;
         for (stage, description) in spec.stages.iter().enumerate() {
             self.check_stop(index)?;
             (job.progress)(index, job.solve.model.blocks.len(), description.kind.name());
             if description.kind == Kind::Experts {
                 self.pass(&block, stage, pending.take(), None)?;
-                self.experts(&block, stage, index)?;
+                self.experts(&block, source, index)?;
                 pending = Some(Pending { stage, dense: Vec::new(), compressed: Vec::new() });
                 continue;
             }
             let moments = self.gather(&block, stage, pending.take())?;
-            pending = Some(self.solve_stage(stage, &description.linears, &moments)?);
+            pending = Some(self.solve_stage(stage, source, &description.linears, &moments)?);
         }
         self.end_block(&block, index, pending)
     }
@@ -261,13 +300,19 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    fn solve_stage(&mut self, stage: usize, linears: &[LinearSpec], moments: &Moments) -> Result<Pending> {
+    fn solve_stage(
+        &mut self,
+        stage: usize,
+        source: &dyn WeightSource,
+        linears: &[LinearSpec],
+        moments: &Moments,
+    ) -> Result<Pending> {
         let job = self.job;
         let mut pending = Pending { stage, dense: Vec::new(), compressed: Vec::new() };
         let mut factors = Factors::default();
         let dense_runs = job.solve.both_streams || !job.solve.compressed;
         for linear in linears {
-            let original = linear.read(job.source)?;
+            let original = linear.read(source)?;
             let stored = match self.encodes.get(linear.weight.as_str()) {
                 Some(encode) => {
                     let encode: &Encode = encode;

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Result,
-    forward::{Block, Expert, Linear, LinearSpec, Matrix, Routing},
+    forward::{Block, Expert, Linear, LinearSpec, Matrix, Routing, WeightSource},
     passes::Settings,
     plan::Encode,
 };
@@ -24,8 +24,8 @@ struct Member {
 }
 
 impl Worker<'_> {
-    /// Experts `first..` of a block, wave by wave; their outputs are added to the states of both streams.
-    pub(super) fn experts(&mut self, block: &Block<'_>, stage: usize, index: usize) -> Result<()> {
+    /// The experts of a block, wave by wave; their outputs are added to the states of both streams.
+    pub(super) fn experts(&mut self, block: &Block<'_>, source: &dyn WeightSource, index: usize) -> Result<()> {
         let job = self.job;
         let Some(experts) = &block.spec.experts else { return Ok(()) };
         let at_once = job.solve.experts_at_once(block.spec, &job.solve.limits);
@@ -33,11 +33,15 @@ impl Worker<'_> {
         for first in (0..count).step_by(at_once) {
             self.check_stop(index)?;
             let range = first..count.min(first + at_once);
-            (job.progress)(index, job.solve.model.blocks.len(), &format!("experts {}–{} of {count}", first + 1, range.end));
+            (job.progress)(
+                index,
+                job.solve.model.blocks.len(),
+                &format!("experts {}–{} of {count}", first + 1, range.end),
+            );
             let mut members = Vec::with_capacity(range.len());
             for expert in range {
                 let (Some(dense), Some(stored)) =
-                    (Expert::read(block.spec, expert, job.source)?, Expert::read(block.spec, expert, job.source)?)
+                    (Expert::read(block.spec, expert, source)?, Expert::read(block.spec, expert, source)?)
                 else {
                     continue;
                 };
@@ -73,7 +77,6 @@ impl Worker<'_> {
             }
             self.add_outputs(&members)?;
         }
-        let _ = stage;
         Ok(())
     }
 

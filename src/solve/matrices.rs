@@ -11,7 +11,7 @@ use crate::{
         rtn::grid::Grid,
     },
     plan::Encode,
-    solve::{Moments, Solutions, Solved, SolveFailure},
+    solve::{Moments, Solutions, SolveFailure, Solved},
 };
 
 /// A matrix in memory as the source of its own rows.
@@ -109,8 +109,7 @@ pub fn solve_linear(
     };
     let expert = linear.expert.unwrap_or(0);
     let codec = &encode.choice.codec;
-    if let Some((coded, parameters, _)) =
-        solutions.matrix(&linear.weight, expert, codec, weights.rows, weights.columns)
+    if let Some((coded, parameters, _)) = solutions.matrix(&linear.weight, expert, codec, weights.rows, weights.columns)
     {
         let mut values = vec![0.0; weights.values.len()];
         codec
@@ -120,11 +119,9 @@ pub fn solve_linear(
     }
     let denied = |deviations: &Deviations| -> std::result::Result<(), SolveFailure> {
         match deviations.iter().next() {
-            Some((kind, count)) if deny => Err(SolveFailure::Denied {
-                tensor: linear.weight.clone(),
-                kind: (*kind).to_owned(),
-                count: *count,
-            }),
+            Some((kind, count)) if deny => {
+                Err(SolveFailure::Denied { tensor: linear.weight.clone(), kind: (*kind).to_owned(), count: *count })
+            }
             _ => Ok(()),
         }
     };

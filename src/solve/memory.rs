@@ -32,6 +32,8 @@ pub struct SolvePlan {
     pub encodes: bool,
     /// The transforms, in the recipe's order.
     pub transforms: Vec<TransformRule>,
+    /// Tensors that transforms change, and which passes do it.
+    pub touched: std::collections::BTreeMap<String, Vec<String>>,
     /// What is in memory at a time.
     pub limits: Limits,
     /// Bytes of memory at most.
@@ -125,7 +127,11 @@ impl SolvePlan {
                     let held = before;
                     before = 4 * weights * streams;
                     let gather = self.wanted().bytes(columns);
-                    held.max(before) + before + gather + self.solver_bytes(&stage.linears) + tokens * 4 * streams * outputs
+                    held.max(before)
+                        + before
+                        + gather
+                        + self.solver_bytes(&stage.linears)
+                        + tokens * 4 * streams * outputs
                 };
                 largest = largest.max(need);
             }

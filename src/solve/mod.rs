@@ -6,10 +6,20 @@
 
 mod driver;
 mod experts;
+pub mod fold;
+#[cfg(test)]
+mod fold_tests;
+mod folding;
 mod matrices;
 mod memory;
 mod moments;
+mod quantized;
 mod record;
+mod saved;
+mod strength;
+mod tensor_change;
+pub mod transforms;
+mod view;
 
 pub use driver::{Job, Outcome, solve};
 pub use memory::{SolvePlan, TransformRule};

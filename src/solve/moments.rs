@@ -195,7 +195,8 @@ mod tests {
     #[test]
     fn sums_are_those_of_the_definition_in_f64() {
         let (columns, wanted) = (37, Wanted { hessian: true, drift: true, sample: true });
-        let batches = [(batch(100, columns, 1), batch(100, columns, 2)), (batch(61, columns, 3), batch(61, columns, 4))];
+        let batches =
+            [(batch(100, columns, 1), batch(100, columns, 2)), (batch(61, columns, 3), batch(61, columns, 4))];
         let mut moments = Moments::new(columns, 161, wanted);
         for (x, dense) in &batches {
             moments.add(x, Some(dense));

@@ -86,7 +86,8 @@ impl Solutions {
         let path = folder.join("journal");
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        let same = lines.next().and_then(|line| serde_json::from_str::<Head>(line).ok()).is_some_and(|found| found == *head);
+        let same =
+            lines.next().and_then(|line| serde_json::from_str::<Head>(line).ok()).is_some_and(|found| found == *head);
         let mut solutions = Self {
             folder: folder.to_owned(),
             journal: None,
@@ -252,16 +253,23 @@ impl Solutions {
             tensor_zero: whole.get(1).copied(),
             outliers: None,
         };
-        let coded = CodedRows { first_row: 0, rows, columns, codes, scales: floats("scales")?, zeros: floats("zeros")? };
+        let coded =
+            CodedRows { first_row: 0, rows, columns, codes, scales: floats("scales")?, zeros: floats("zeros")? };
         let known = deviations.iter().map(|(kind, count)| (intern(kind), *count)).collect();
         Some((coded, parameters, known))
     }
 
     /// The encoder that hands out a solved tensor; none when not all of its experts are solved.
-    pub fn encoder(&self, name: &str, codec: &Codec, experts: usize, rows: usize, columns: usize) -> Option<SolvedEncoder> {
-        let parts = (0..experts)
-            .map(|expert| self.matrix(name, expert, codec, rows, columns))
-            .collect::<Option<Vec<_>>>()?;
+    pub fn encoder(
+        &self,
+        name: &str,
+        codec: &Codec,
+        experts: usize,
+        rows: usize,
+        columns: usize,
+    ) -> Option<SolvedEncoder> {
+        let parts =
+            (0..experts).map(|expert| self.matrix(name, expert, codec, rows, columns)).collect::<Option<Vec<_>>>()?;
         Some(SolvedEncoder { codec: codec.clone(), rows, parts })
     }
 
