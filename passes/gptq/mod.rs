@@ -27,4 +27,4 @@ mod triangular;
 
 pub use factor::Factor;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
-pub use solve::solve;
+pub use solve::{solve, solve_towards};
