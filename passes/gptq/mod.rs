@@ -29,4 +29,4 @@ mod triangular;
 pub use factor::Factor;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
-pub use solve::solve;
+pub use solve::{solve, solve_towards};

@@ -23,7 +23,7 @@ use crate::{
 /// Columns of a panel, whose changes reach the others in one product.
 const PANEL: usize = 128;
 /// Groups wider than this are not solved again: their scales stay.
-pub const WIDEST: usize = 512;
+pub const WIDEST: usize = PANEL;
 /// Shares by which scales are changed, one per round.
 const CHANGES: [f32; 6] = [0.08, 0.05, 0.03, 0.02, 0.012, 0.008];
 

@@ -9,7 +9,7 @@ use super::{
     options::{Linear, Moments, Report, Solution, SolveError, SolveOptions},
     refine::{Blocks, Refinement},
     sweep::Sweep,
-    target,
+    target::{self, Correction},
 };
 use crate::{
     codec::{CodecError, CodedRows, Granularity, MatrixParameters, ScaleFormat, ZeroPoint, range},
@@ -33,6 +33,21 @@ pub fn solve(
     linear: &Linear,
     options: &SolveOptions,
 ) -> Result<Solution, SolveError> {
+    solve_towards(factor, moments, linear, None, options)
+}
+
+/// The same for a layer whose output is added to a stream that has already lost something: `residual` is
+/// Σ (r_dense − r) xᵀ, `[rows, columns]`, where r is the stream before the layer's output is added.
+///
+/// # Errors
+/// As for [`solve`].
+pub fn solve_towards(
+    factor: &Factor,
+    moments: &Moments,
+    linear: &Linear,
+    residual: Option<&[f32]>,
+    options: &SolveOptions,
+) -> Result<Solution, SolveError> {
     let (rows, columns) = (linear.rows, factor.columns);
     SolveError::check("second moments' channels", columns, moments.columns)?;
     SolveError::check("weights", rows * columns, linear.weights.len())?;
@@ -44,13 +59,13 @@ pub fn solve(
         let (row, column) = (index / columns, index % columns);
         return Err(CodecError::NonFinite { row, column, value: linear.weights[index] }.into());
     }
-    let target = match moments.drift {
-        Some(drift) if options.drift_share != 0.0 => {
-            SolveError::check("drift", columns * columns, drift.len())?;
-            Some(target::corrected(factor, linear.weights, drift, options.drift_share))
-        }
-        _ => None,
-    };
+    for (what, expected, list) in [("drift", columns * columns, moments.drift), ("residual", rows * columns, residual)]
+    {
+        SolveError::check(what, expected, list.map_or(expected, <[f32]>::len))?;
+    }
+    let correction = Correction { drift: moments.drift, residual, share: options.drift_share };
+    let corrects = options.drift_share != 0.0 && (moments.drift.is_some() || residual.is_some());
+    let target = corrects.then(|| target::corrected(factor, linear.weights, &correction));
     let target = target.as_deref().unwrap_or(linear.weights);
     let shared = Shared::new(linear, target, columns, options)?;
     let job = Job { factor, linear, options, target, shared: &shared, blocks: None };

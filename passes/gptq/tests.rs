@@ -344,7 +344,8 @@ fn the_corrected_target_makes_up_for_the_lossy_input() {
     let moments = Moments { columns, hessian: &hessian, drift: Some(&drift) };
     let options = SolveOptions { damping: 1e-7, ..SolveOptions::default() };
     let factor = Factor::new(&moments, &options).unwrap();
-    let target = target::corrected(&factor, &weights, &drift, 1.0);
+    let target =
+        target::corrected(&factor, &weights, &target::Correction { drift: Some(&drift), residual: None, share: 1.0 });
     for (index, (target, weight)) in target.iter().zip(&weights).enumerate() {
         let expected = f64::from(*weight) / factors[index % columns];
         assert!((f64::from(*target) - expected).abs() < 2e-4, "{target} {expected}");

@@ -250,7 +250,7 @@ impl<'a> Worker<'a> {
         let linears = &block.spec.stages[stage].linears;
         let columns = linears.first().map_or(0, |linear| linear.columns);
         let tokens = self.job.solve.tokens.sequences.len() * self.main.current.length();
-        let wanted = self.job.solve.wanted();
+        let wanted = self.job.solve.wanted_at(block.spec, stage);
         let mut moments = if self.is_solved(linears) && !self.is_known(linears) {
             Some(Moments::new(columns, tokens, wanted))
         } else {
@@ -293,8 +293,11 @@ impl<'a> Worker<'a> {
             };
             if let Some(moments) = moments.as_deref_mut() {
                 let x = block.input(stage, &main);
-                let original = dense.map(|dense| block.input(stage, &dense));
+                let original = dense.as_ref().map(|dense| block.input(stage, dense));
                 moments.add(&x, original.as_ref());
+                if let Some(dense) = &dense {
+                    moments.add_residual(&x, &dense.hidden, &main.hidden);
+                }
             }
         }
         Ok(())

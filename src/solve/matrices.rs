@@ -136,7 +136,8 @@ pub fn solve_linear(
     let factor = factors.of(moments, &settings.solve, &linear.weight)?;
     let grid = Grid::new(codec, encode.pass_matrix.dense_dtype, encode.pass_matrix.minimum_zero_point);
     let problem = gptq::Linear { weights: &weights.values, rows: weights.rows, codec, grid: &grid };
-    let solution = gptq::solve(factor, &view(moments), &problem, &settings.solve)
+    let residual = (moments.residual.len() == weights.values.len()).then_some(&moments.residual[..]);
+    let solution = gptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve)
         .map_err(|source| SolveFailure::Matrix { tensor: linear.weight.clone(), source })?;
     let mut deviations = solution.report.deviations.clone();
     if factor.escalations() > 0 {

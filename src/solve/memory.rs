@@ -1,7 +1,7 @@
 //! What calibration takes: the largest stage decides, never the model.
 
 use crate::{
-    forward::{BlockSpec, Kind, Limits, LinearSpec, Model},
+    forward::{After, BlockSpec, Kind, Limits, LinearSpec, Model},
     recipe::Calibration,
     solve::Wanted,
 };
@@ -59,7 +59,20 @@ impl SolvePlan {
     /// What the moments of one input hold.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
-        Wanted { hessian: true, drift: self.drift, sample: !self.transforms.is_empty() }
+        Wanted { hessian: true, drift: self.drift, sample: !self.transforms.is_empty(), residual: 0 }
+    }
+
+    /// The same for a stage: where its outputs go straight into the residual stream, that stream's difference too.
+    #[must_use]
+    pub fn wanted_at(&self, block: &BlockSpec, stage: usize) -> Wanted {
+        let after = match block.stages[stage].kind {
+            Kind::AttentionOutput => &block.after_attention,
+            Kind::MlpOutput => &block.after_mlp,
+            _ => return self.wanted(),
+        };
+        // A norm of the branch alone stands between.
+        let straight = self.drift && !matches!(after, After::Branch(_));
+        Wanted { residual: if straight { self.model.hidden } else { 0 }, ..self.wanted() }
     }
 
     /// Chooses limits for a budget.
@@ -114,7 +127,7 @@ impl SolvePlan {
             let activations = tokens * 4 * streams * 3 * self.model.state_width() as u64;
             let mut before = 0;
             let mut largest = 0;
-            for stage in &block.stages {
+            for (index, stage) in block.stages.iter().enumerate() {
                 let need = if stage.kind == Kind::Experts {
                     let experts = block.experts.as_ref();
                     let one = experts.map_or(0, |experts| self.expert_bytes(&experts.inputs[0], &experts.outputs[0]));
@@ -126,7 +139,7 @@ impl SolvePlan {
                     let columns = stage.linears.first().map_or(0, |linear| linear.columns);
                     let held = before;
                     before = 4 * weights * streams;
-                    let gather = self.wanted().bytes(columns);
+                    let gather = self.wanted_at(block, index).bytes(columns);
                     held.max(before)
                         + before
                         + gather

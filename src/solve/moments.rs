@@ -22,6 +22,8 @@ pub struct Moments {
     pub hessian: Vec<f64>,
     /// Σ (x_dense − x) xᵀ, `[columns, columns]`. Empty where not asked for.
     pub drift: Vec<f32>,
+    /// Σ (r_dense − r) xᵀ, `[outputs, columns]`: r is the stream that the outputs are added to. Empty where not asked for.
+    pub residual: Vec<f32>,
     /// Largest magnitude of each channel.
     pub absmax: Vec<f32>,
     /// Σ x of each channel.
@@ -46,6 +48,8 @@ pub struct Wanted {
     pub drift: bool,
     /// Example rows.
     pub sample: bool,
+    /// Outputs whose stream's difference from the original one is gathered; 0 for none.
+    pub residual: usize,
 }
 
 impl Wanted {
@@ -54,7 +58,7 @@ impl Wanted {
     pub fn bytes(self, columns: usize) -> u64 {
         let square = (columns * columns) as u64;
         let sample = if self.sample { 4 * (SAMPLE_ROWS * columns) as u64 } else { 0 };
-        u64::from(self.hessian) * 8 * square + u64::from(self.drift) * 4 * square + 28 * columns as u64 + sample
+        u64::from(self.hessian) * 8 * square + u64::from(self.drift) * 4 * square + (28 + 4 * self.residual as u64) * columns as u64 + sample
     }
 }
 
@@ -67,6 +71,7 @@ impl Moments {
             columns,
             hessian: if wanted.hessian { vec![0.0; square] } else { Vec::new() },
             drift: if wanted.drift { vec![0.0; square] } else { Vec::new() },
+            residual: vec![0.0; wanted.residual * columns],
             absmax: vec![0.0; columns],
             sum: vec![0.0; columns],
             sum_abs: vec![0.0; columns],
@@ -123,6 +128,23 @@ impl Moments {
                 matmul(target, Accum::Add, left.subcols(index * band, height).transpose(), right, 1.0, Par::Seq);
             });
         }
+    }
+
+    /// Adds a batch's difference of the streams that the outputs are added to, `[tokens, outputs]` each.
+    pub fn add_residual(&mut self, x: &Matrix, dense: &Matrix, stream: &Matrix) {
+        if self.residual.is_empty() || x.rows == 0 {
+            return;
+        }
+        let mut difference = dense.clone();
+        for (difference, value) in difference.values.iter_mut().zip(&stream.values) {
+            *difference -= value;
+        }
+        let (left, right, columns) = (difference.view(), x.view(), self.columns);
+        self.residual.par_chunks_mut(BAND * columns).enumerate().for_each(|(index, rows)| {
+            let height = rows.len() / columns;
+            let target = MatMut::from_row_major_slice_mut(rows, height, columns);
+            matmul(target, Accum::Add, left.subcols(index * BAND, height).transpose(), right, 1.0, Par::Seq);
+        });
     }
 
     fn add_channels(&mut self, x: &Matrix) {
@@ -194,7 +216,7 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_the_definition_in_f64() {
-        let (columns, wanted) = (37, Wanted { hessian: true, drift: true, sample: true });
+        let (columns, wanted) = (37, Wanted { hessian: true, drift: true, sample: true, residual: 0 });
         let batches =
             [(batch(100, columns, 1), batch(100, columns, 2)), (batch(61, columns, 3), batch(61, columns, 4))];
         let mut moments = Moments::new(columns, 161, wanted);
