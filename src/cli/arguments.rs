@@ -84,6 +84,13 @@ pub enum Command {
     /// likely token agrees. Standard errors take windows as independent draws.
     #[command(after_help = "Example:\n  bantam eval llama-int4 --text evaluation.txt --reference llama --context 2048")]
     Eval(EvalArguments),
+    /// Save statistics of a model's activations, for runs of the same model and text
+    ///
+    /// Takes the recipe's calibration text through the original model and writes second moments, channel figures and
+    /// examples of every linear's input to one file. A recipe uses it with `statistics = "FILE"` under [calibration]; a
+    /// file of another model, text or length is refused. For mixtures of experts it says how many tokens each expert saw.
+    #[command(after_help = "Example:\n  bantam calibrate recipes/awq.toml --out llama.statistics.safetensors")]
+    Calibrate(CalibrateArguments),
     /// Check an artifact against its manifest, its layout and its source
     ///
     /// Checks files, headers, hashes, sums, the layout's demands and that every code decodes. With --source also that
@@ -105,6 +112,7 @@ impl Command {
             Self::Diff(arguments) => arguments.json,
             Self::Verify(arguments) => arguments.json,
             Self::Eval(arguments) => arguments.json,
+            Self::Calibrate(arguments) => arguments.json,
         }
     }
 }
@@ -214,6 +222,28 @@ pub struct DecodeArguments {
     /// Element type of every float tensor [default: what the artifact says]
     #[arg(long, value_enum)]
     pub dtype: Option<DenseDtype>,
+    /// What was written as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam calibrate`.
+#[derive(Debug, Clone, Args)]
+pub struct CalibrateArguments {
+    /// The recipe, a TOML file
+    pub recipe: PathBuf,
+    /// The file to write, in safetensors
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The checkpoint, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Number of threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Memory that it may use, such as 8GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<ByteSize>,
     /// What was written as one JSON object on stdout
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,7 @@
 //! The command line: arguments, dispatch, and how a failure becomes a message and an exit code. One file per command.
 
 pub mod arguments;
+pub mod calibrate;
 pub mod decode;
 pub mod diff;
 pub mod eval;
@@ -18,8 +19,8 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DiffArguments, EvalArguments, GlobalArguments,
-    InspectArguments, PlanArguments, RunArguments, VerifyArguments,
+    CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DiffArguments,
+    EvalArguments, GlobalArguments, InspectArguments, PlanArguments, RunArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -55,6 +56,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Decode(arguments) => decode::execute(arguments, output),
         Command::Diff(arguments) => diff::execute(arguments, output),
         Command::Eval(arguments) => eval::execute(arguments, output),
+        Command::Calibrate(arguments) => calibrate::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
     }
 }

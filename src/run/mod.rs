@@ -101,6 +101,7 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
             plan,
             solve,
             source,
+            checkpoint: source,
             folder: staging.solved(),
             identity,
             deny_fallbacks: options.deny_fallbacks,
@@ -194,7 +195,8 @@ pub fn staged_bytes(plan: &Plan) -> u64 {
 }
 
 /// Names, lengths and modification times of the source's files: when one changes, an unfinished run is not continued.
-fn source_identity(source: &LogicalCheckpoint) -> String {
+#[must_use]
+pub fn source_identity(source: &LogicalCheckpoint) -> String {
     let mut hasher = blake3::Hasher::new();
     let checkpoint = source.checkpoint();
     for file in checkpoint.files() {

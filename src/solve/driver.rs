@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Head, Moments, Solutions, SolveFailure, SolvePlan,
+    Head, Identity, Key, Moments, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer, gather,
     matrices::{Factors, input_format, nearest, solve_linear},
     record::Line,
     transforms::{Transformed, Transforms},
@@ -15,6 +15,7 @@ use super::{
 use crate::{
     Result,
     forward::{Block, BlockSpec, Kind, Linear, LinearSpec, State, Store, WeightSource},
+    layout::LogicalCheckpoint,
     manifest::ContentHash,
     passes::Settings,
     plan::{Action, Encode, Plan},
@@ -28,6 +29,8 @@ pub struct Job<'a> {
     pub solve: &'a SolvePlan,
     /// The model's weights.
     pub source: &'a dyn WeightSource,
+    /// The same as stored.
+    pub checkpoint: &'a LogicalCheckpoint,
     /// The folder for solutions and states.
     pub folder: PathBuf,
     /// Identity of the source's files.
@@ -46,6 +49,59 @@ pub struct Outcome {
     pub solutions: Solutions,
     /// Scales of folds.
     pub transforms: Transforms,
+}
+
+/// How many tokens the experts of a block saw.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Coverage {
+    /// The block.
+    pub block: usize,
+    /// Tokens of each expert.
+    pub tokens: Vec<u64>,
+    /// Experts that saw too few to be solved.
+    pub starved: usize,
+}
+
+/// Gathers statistics of every input of the original model into one file. Gives the coverage of experts.
+///
+/// # Errors
+/// As [`solve`].
+pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
+    let head = Head {
+        schema: "bantam.solve/1".into(),
+        plan: "calibrate".into(),
+        source: job.identity.to_owned(),
+        tokens: job.solve.tokens.hash.to_string(),
+    };
+    let mut solve_worker = Worker::new(job, Solutions::open(&job.folder, &head)?, BTreeMap::new(), 0, None)?;
+    let tokens = solve_worker.tokens();
+    let wanted = Wanted { hessian: true, sample: true, ..Wanted::default() };
+    let blocks = &job.solve.model.blocks;
+    let per_block: Vec<Vec<gather::Input>> =
+        blocks.iter().map(|spec| gather::inputs(spec, tokens, &|_, _, _| Some(wanted))).collect();
+    let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration);
+    let temporary = out.with_extension("unfinished");
+    let writer = Writer::create(&temporary, &per_block.concat(), Some(&identity))?;
+    let mut coverage = Vec::new();
+    for (spec, inputs) in blocks.iter().zip(&per_block) {
+        let last = solve_worker.gather_block(spec, inputs, &writer)?;
+        let block = Block::read(spec, job.source, solve_worker.length())?;
+        solve_worker.end_block(&block, spec.index, last)?;
+        if spec.experts.is_some() {
+            let statistics = Statistics::open(&temporary)?;
+            let mut counts = Vec::new();
+            let mut starved = 0;
+            for (key, columns, ..) in inputs.iter().filter(|(key, ..)| matches!(key.expert, Some((_, false)))) {
+                let count = statistics.moments(*key).map_or(0, |moments| moments.count);
+                starved += usize::from(count < super::matrices::fewest_tokens(*columns));
+                counts.push(count);
+            }
+            coverage.push(Coverage { block: spec.index, tokens: counts, starved });
+        }
+    }
+    drop(writer);
+    std::fs::rename(&temporary, out).map_err(|source| SolveFailure::io(out, source))?;
+    Ok(coverage)
 }
 
 /// The hidden states of one model, in two generations and a working copy.
@@ -76,6 +132,10 @@ pub(super) struct Worker<'a> {
     pub(super) main: Stream,
     /// The original model's, where it runs beside.
     pub(super) dense: Option<Stream>,
+    /// Statistics of the whole model from an earlier `calibrate`.
+    saved: Option<Statistics>,
+    /// Statistics of the block in hand.
+    gathered: Option<Statistics>,
 }
 
 /// Finds everything, or takes up what an earlier run found.
@@ -92,6 +152,12 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
     let solutions = Solutions::open(&job.folder, &head)?;
     let blocks = job.solve.model.blocks.len();
     let first = resumable(job, &solutions);
+    let saved = match &job.solve.calibration.statistics {
+        Some(path) => {
+            Some(Statistics::open_for(path, &Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration))?)
+        }
+        None => None,
+    };
     let encodes = job
         .plan
         .units
@@ -101,30 +167,7 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
             _ => None,
         })
         .collect();
-    let stream = |name: &'static str| -> Result<Stream> {
-        let current = if first == blocks {
-            // Nothing is left to be computed.
-            Store::create(None, 0, 0, 0).map_err(|source| SolveFailure::io(&job.folder, source))?
-        } else if first == 0 {
-            job.solve.model.embed_all(
-                job.source,
-                &job.solve.tokens.sequences,
-                &job.solve.limits,
-                Some(&states_path(&job.folder, name, 0)),
-            )?
-        } else {
-            open_states(job, name, first)?
-        };
-        let (batches, length) = (current.batches(), current.length());
-        let values = job.solve.limits.batch_sequences(length) * length * job.solve.model.state_width();
-        let path = job.folder.join(format!("working-{name}"));
-        let working =
-            Store::create(Some(&path), batches, values, length).map_err(|source| SolveFailure::io(&path, source))?;
-        Ok(Stream { name, current, working })
-    };
-    let dense = if job.solve.both_streams { Some(stream("dense")?) } else { None };
-    let main = stream("main")?;
-    let mut worker = Worker { job, solutions, transforms: Transforms::default(), encodes, main, dense };
+    let mut worker = Worker::new(job, solutions, encodes, first, saved)?;
     if first < blocks {
         worker.find_strength()?;
     }
@@ -176,6 +219,43 @@ fn open_states(job: &Job<'_>, name: &str, block: usize) -> Result<Store> {
 }
 
 impl<'a> Worker<'a> {
+    fn new(
+        job: &'a Job<'a>,
+        solutions: Solutions,
+        encodes: BTreeMap<&'a str, &'a Encode>,
+        first: usize,
+        saved: Option<Statistics>,
+    ) -> Result<Self> {
+        let blocks = job.solve.model.blocks.len();
+        // With everything known of the original model, nothing has to flow through it.
+        let unneeded = saved.is_some() && !job.solve.compressed;
+        let stream = |name: &'static str| -> Result<Stream> {
+            let current = if first == blocks || unneeded {
+                // Nothing is left to be computed.
+                Store::create(None, 0, 0, 0).map_err(|source| SolveFailure::io(&job.folder, source))?
+            } else if first == 0 {
+                job.solve.model.embed_all(
+                    job.source,
+                    &job.solve.tokens.sequences,
+                    &job.solve.limits,
+                    Some(&states_path(&job.folder, name, 0)),
+                )?
+            } else {
+                open_states(job, name, first)?
+            };
+            let (batches, length) = (current.batches(), current.length());
+            let values = job.solve.limits.batch_sequences(length) * length * job.solve.model.state_width();
+            let path = job.folder.join(format!("working-{name}"));
+            let working = Store::create(Some(&path), batches, values, length)
+                .map_err(|source| SolveFailure::io(&path, source))?;
+            Ok(Stream { name, current, working })
+        };
+        let dense = if job.solve.both_streams { Some(stream("dense")?) } else { None };
+        let main = stream("main")?;
+        let transforms = Transforms::default();
+        Ok(Self { job, solutions, transforms, encodes, main, dense, saved, gathered: None })
+    }
+
     /// Tokens of a sequence.
     pub(super) fn length(&self) -> usize {
         self.main.current.length()
@@ -191,10 +271,6 @@ impl<'a> Worker<'a> {
     }
 
     /// The stream of the original model.
-    pub(super) fn original(&self) -> &Stream {
-        self.dense.as_ref().unwrap_or(&self.main)
-    }
-
     pub(super) fn original_mut(&mut self) -> &mut Stream {
         self.dense.as_mut().unwrap_or(&mut self.main)
     }
@@ -209,10 +285,15 @@ impl<'a> Worker<'a> {
     fn block(&mut self, index: usize) -> Result<()> {
         let job = self.job;
         let spec: &'a BlockSpec = &job.solve.model.blocks[index];
+        let last = self.gather_statistics(spec)?;
         self.transform(spec, index)?;
         let transforms = self.transforms.clone();
         let source = &Transformed { inner: job.source, transforms: &transforms, clipped: true };
         let block = Block::read(spec, source, self.main.current.length())?;
+        if !job.solve.compressed {
+            self.solve_original(spec, source)?;
+            return self.end_block(&block, index, last);
+        }
         let mut pending: Option<Pending> = None;
         for (stage, description) in spec.stages.iter().enumerate() {
             self.check_stop(index)?;
@@ -227,6 +308,76 @@ impl<'a> Worker<'a> {
             pending = Some(self.solve_stage(stage, source, &description.linears, &moments)?);
         }
         self.end_block(&block, index, pending)
+    }
+
+    /// Statistics of one input of the original model.
+    pub(super) fn statistics(&self, key: Key) -> Option<Moments> {
+        self.saved.as_ref().or(self.gathered.as_ref())?.moments(key)
+    }
+
+    /// Gathers what the block's transforms, and encodings calibrated with the original model, need to know. Gives the
+    /// last stage, not yet applied.
+    fn gather_statistics(&mut self, spec: &BlockSpec) -> Result<Option<Pending>> {
+        self.gathered = None;
+        let original = !self.job.solve.compressed;
+        if self.saved.is_some() || (self.job.solve.transforms.is_empty() && !original) {
+            return Ok(None);
+        }
+        let mut inputs = self.fold_inputs(spec);
+        if original {
+            let wanted = Wanted { hessian: true, ..Wanted::default() };
+            let solved =
+                gather::inputs(spec, self.tokens(), &|_, _, linears| self.is_solved(linears).then_some(wanted));
+            for (key, columns, wanted, tokens) in solved {
+                match inputs.iter_mut().find(|(known, ..)| *known == key) {
+                    Some((_, _, known, _)) => known.hessian = true,
+                    None => inputs.push((key, columns, wanted, tokens)),
+                }
+            }
+        }
+        let path = self.job.folder.join("statistics.safetensors");
+        let writer = Writer::create(&path, &inputs, None)?;
+        let last = self.gather_block(spec, &inputs, &writer)?;
+        drop(writer);
+        self.gathered = Some(Statistics::open(&path)?);
+        Ok(last)
+    }
+
+    /// Solves a block from the original model's statistics alone: H' = S⁻¹ H S⁻¹ where folds have scaled the input.
+    fn solve_original(&mut self, spec: &BlockSpec, source: &dyn WeightSource) -> Result<()> {
+        for (stage, description) in spec.stages.iter().enumerate() {
+            self.check_stop(spec.index)?;
+            (self.job.progress)(spec.index, self.job.solve.model.blocks.len(), description.kind.name());
+            self.solve_group(Key { block: spec.index, stage, expert: None }, source, &description.linears)?;
+            let Some(experts) = spec.experts.as_ref().filter(|_| description.kind == Kind::Experts) else { continue };
+            for (expert, (inputs, output)) in experts.inputs.iter().zip(&experts.outputs).enumerate() {
+                self.check_stop(spec.index)?;
+                let key = |hidden| Key { block: spec.index, stage, expert: Some((expert, hidden)) };
+                self.solve_group(key(false), source, inputs)?;
+                self.solve_group(key(true), source, std::slice::from_ref(output))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn solve_group(&mut self, key: Key, source: &dyn WeightSource, linears: &[LinearSpec]) -> Result<()> {
+        if !self.is_solved(linears) || self.is_known(linears) {
+            return Ok(());
+        }
+        let mut moments = self.statistics(key).unwrap_or_default();
+        if let Some(scales) = linears.first().and_then(|linear| self.transforms.columns(linear)) {
+            moments.divide(scales);
+        }
+        let mut factors = Factors::default();
+        for linear in linears {
+            let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
+            if matches!(encode.settings, Settings::Gptq(_)) {
+                let weights = linear.read_weight(source)?;
+                let deny = self.job.deny_fallbacks;
+                solve_linear(&mut self.solutions, encode, linear, &weights, &moments, &mut factors, deny)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a stage has a linear that is solved with second moments.
@@ -359,6 +510,9 @@ impl<'a> Worker<'a> {
             [(Some(&mut self.main), true), (self.dense.as_mut(), false)].into_iter().filter_map(|(s, m)| Some((s?, m)))
         {
             if last {
+                break;
+            }
+            if self.saved.is_some() && !compressed {
                 break;
             }
             let path = states_path(&job.folder, stream.name, index + 1);

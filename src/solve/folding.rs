@@ -2,16 +2,18 @@
 
 use super::{
     Moments, SolveFailure, TransformRule, Wanted,
-    driver::{Pending, Worker},
+    driver::Worker,
     fold::{Fold, folds},
+    gather::{Input, inputs},
     matrices::{input_format, nearest},
     record::Line,
+    statistics::Key,
     transforms::{Transformed, Values},
 };
 use crate::{
     Result,
     codec::{Element, Granularity},
-    forward::{Block, BlockSpec, Expert, InputFormat, Kind, Linear, LinearSpec, Matrix, Routing, State},
+    forward::{BlockSpec, InputFormat, Kind, LinearSpec, Matrix},
     passes::{
         Settings, awq,
         folding::{Consumer, FoldStatistics, OwnedStatistics, rescale_statistics},
@@ -92,48 +94,40 @@ impl Worker<'_> {
     }
 
     fn find_transforms(&mut self, spec: &BlockSpec, index: usize) -> Result<()> {
-        let source = self.job.source;
         let all = folds(spec);
-        let block = Block::read(spec, source, self.length())?;
-        let mut pending: Option<Pending> = None;
         for (stage, description) in spec.stages.iter().enumerate() {
-            self.check_stop(index)?;
-            (self.job.progress)(
-                index,
-                self.job.solve.model.blocks.len(),
-                &format!("folds, {}", description.kind.name()),
-            );
             let here: Vec<&Fold> = all.iter().filter(|fold| fold.stage == stage && fold.expert.is_none()).collect();
-            let columns = here
-                .first()
-                .map_or_else(|| description.linears.first().map_or(0, |linear| linear.columns), |fold| fold.width);
-            let wanted = self.needs(&here, &description.linears);
-            let mut moments = wanted.map(|wanted| Moments::new(columns, self.tokens(), wanted));
-            self.original_pass(&block, stage, pending.take(), |state| {
-                if let Some(moments) = &mut moments {
-                    let x = if description.kind == Kind::Experts {
-                        state.carried[0].clone()
-                    } else {
-                        block.input(stage, state)
-                    };
-                    moments.add(&x, None);
-                }
-            })?;
-            if let Some(mut moments) = moments {
-                moments.finish();
+            let key = Key { block: index, stage, expert: None };
+            if self.needs(&here, &description.linears).is_some()
+                && let Some(moments) = self.statistics(key)
+            {
                 self.choose(&here, &description.linears, moments.statistics())?;
             }
-            if description.kind == Kind::Experts {
-                self.expert_folds(spec, &all, stage)?;
+            let outputs = spec.experts.as_ref().filter(|_| description.kind == Kind::Experts).map(|e| &e.outputs[..]);
+            for (expert, output) in outputs.unwrap_or_default().iter().enumerate() {
+                let here: Vec<&Fold> =
+                    all.iter().filter(|fold| fold.stage == stage && fold.expert == Some(expert)).collect();
+                let linears = std::slice::from_ref(output);
+                let key = Key { expert: Some((expert, true)), ..key };
+                if self.needs(&here, linears).is_some()
+                    && let Some(moments) = self.statistics(key).filter(|moments| moments.count > 0)
+                {
+                    self.choose(&here, linears, moments.statistics())?;
+                }
             }
-            let linears = description
-                .linears
-                .iter()
-                .map(|linear| linear.read(source))
-                .collect::<std::result::Result<Vec<Linear>, _>>()?;
-            pending = Some(Pending { stage, dense: linears, compressed: Vec::new() });
         }
         Ok(())
+    }
+
+    /// What the transforms need of a block's inputs.
+    pub(super) fn fold_inputs(&self, spec: &BlockSpec) -> Vec<Input> {
+        let all = folds(spec);
+        inputs(spec, self.tokens(), &|stage, expert, linears| {
+            // Only the hidden activations of experts have folds of their own.
+            let here: Vec<&Fold> = all.iter().filter(|fold| fold.stage == stage && fold.expert == expert).collect();
+            let own = here.iter().all(|fold| fold.consumers.iter().all(|linear| linears.contains(linear)));
+            if own { self.needs(&here, linears) } else { None }
+        })
     }
 
     /// What has to be gathered for these folds and linears; nothing where no rule wants them.
@@ -251,55 +245,6 @@ impl Worker<'_> {
                 let width = group(encode).unwrap_or(linear.columns);
                 self.transforms.set_clip(linear, width, limits)?;
             }
-        }
-        Ok(())
-    }
-
-    /// The folds inside each routed expert.
-    fn expert_folds(&mut self, spec: &BlockSpec, all: &[Fold], stage: usize) -> Result<()> {
-        let count = spec.experts.as_ref().map_or(0, |experts| experts.outputs.len());
-        for expert in 0..count {
-            let here: Vec<&Fold> =
-                all.iter().filter(|fold| fold.stage == stage && fold.expert == Some(expert)).collect();
-            let outputs = spec.experts.as_ref().map(|experts| experts.outputs[expert].clone());
-            let linears: Vec<LinearSpec> = outputs.into_iter().collect();
-            let Some(wanted) = self.needs(&here, &linears) else { continue };
-            let Some(loaded) = Expert::read(spec, expert, self.job.source)? else { continue };
-            let columns = linears.first().map_or(0, |linear| linear.columns);
-            let mut moments = Moments::new(columns, self.tokens() / count.max(1), wanted);
-            for batch in 0..self.batches() {
-                let state = self.original().working.read(batch)?;
-                let routing = Routing::of(&state, expert);
-                if !routing.tokens.is_empty() {
-                    moments.add(&loaded.hidden(&routing.gather(&state)), None);
-                }
-            }
-            if moments.count > 0 {
-                moments.finish();
-                self.choose(&here, &linears, moments.statistics())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// One pass of the original model over all states, within the block in hand.
-    fn original_pass(
-        &mut self,
-        block: &Block<'_>,
-        stage: usize,
-        pending: Option<Pending>,
-        mut look: impl FnMut(&State),
-    ) -> Result<()> {
-        for batch in 0..self.batches() {
-            let stream = self.original_mut();
-            let mut state = if stage == 0 { stream.current.read(batch)? } else { stream.working.read(batch)? };
-            if let Some(pending) = &pending {
-                block.apply(pending.stage, &mut state, &pending.dense)?;
-            }
-            if stage == 0 || pending.is_some() {
-                stream.working.write(batch, &state)?;
-            }
-            look(&state);
         }
         Ok(())
     }

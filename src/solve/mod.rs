@@ -10,21 +10,25 @@ pub mod fold;
 #[cfg(test)]
 mod fold_tests;
 mod folding;
+mod gather;
 mod matrices;
 mod memory;
 mod moments;
 mod quantized;
 mod record;
 mod saved;
+mod statistics;
 mod strength;
 mod tensor_change;
 pub mod transforms;
 mod view;
 
-pub use driver::{Job, Outcome, solve};
+pub use driver::{Coverage, Job, Outcome, calibrate, solve};
+pub use gather::Input;
 pub use memory::{SolvePlan, TransformRule};
 pub use moments::{Moments, Wanted};
 pub use record::{Head, Solutions, Solved, SolvedEncoder};
+pub use statistics::{Identity, Key, Statistics, Writer};
 
 use std::path::{Path, PathBuf};
 

@@ -58,7 +58,10 @@ impl Wanted {
     pub fn bytes(self, columns: usize) -> u64 {
         let square = (columns * columns) as u64;
         let sample = if self.sample { 4 * (SAMPLE_ROWS * columns) as u64 } else { 0 };
-        u64::from(self.hessian) * 8 * square + u64::from(self.drift) * 4 * square + (28 + 4 * self.residual as u64) * columns as u64 + sample
+        u64::from(self.hessian) * 8 * square
+            + u64::from(self.drift) * 4 * square
+            + (28 + 4 * self.residual as u64) * columns as u64
+            + sample
     }
 }
 
@@ -178,6 +181,15 @@ impl Moments {
                 }
             }
         });
+    }
+
+    /// Divides the channels: H' = S⁻¹ H S⁻¹, exact where the input is divided.
+    pub fn divide(&mut self, scales: &[f64]) {
+        for (index, row) in self.hessian.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            for (value, scale) in row.iter_mut().zip(scales) {
+                *value /= scales[index] * scale;
+            }
+        }
     }
 
     /// Fills the upper triangle.

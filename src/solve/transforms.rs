@@ -189,6 +189,13 @@ impl Transforms {
         Ok(())
     }
 
+    /// What the columns of a linear are multiplied by: the scales of all folds that it reads.
+    #[must_use]
+    pub fn columns(&self, linear: &LinearSpec) -> Option<&[f64]> {
+        let change = self.tensors.get(&linear.weight)?.matrices.get(&linear.expert.unwrap_or(0))?;
+        (!change.columns.is_empty()).then_some(&change.columns[..])
+    }
+
     /// Whether a tensor's rows are input features as stored.
     #[must_use]
     pub fn transposed(&self, tensor: &str) -> bool {

@@ -1,0 +1,165 @@
+//! Takes the original model through one block and gathers statistics of every input that is asked for.
+
+use super::{
+    Moments, Wanted,
+    driver::{Pending, Worker},
+    statistics::{Key, Writer},
+};
+use crate::{
+    Result,
+    forward::{Block, BlockSpec, Expert, Kind, Linear, LinearSpec, Routing, State},
+};
+
+/// An input of a block: which, its channels, what to gather, and how many tokens it sees at most.
+pub type Input = (Key, usize, Wanted, usize);
+
+/// Every input of a block's linears. `wanted` says what to gather of each, if anything.
+pub fn inputs(
+    spec: &BlockSpec,
+    tokens: usize,
+    wanted: &dyn Fn(usize, Option<usize>, &[LinearSpec]) -> Option<Wanted>,
+) -> Vec<Input> {
+    let block = spec.index;
+    let mut inputs = Vec::new();
+    for (stage, description) in spec.stages.iter().enumerate() {
+        if description.kind == Kind::Experts {
+            let Some(experts) = &spec.experts else { continue };
+            let hidden = experts.inputs.first().and_then(|linears| linears.first()).map_or(0, |linear| linear.columns);
+            let all: Vec<LinearSpec> = experts.inputs.iter().flatten().cloned().collect();
+            if let Some(wanted) = wanted(stage, None, &all) {
+                inputs.push((Key { block, stage, expert: None }, hidden, wanted, tokens));
+            }
+            for expert in 0..experts.outputs.len() {
+                let output = std::slice::from_ref(&experts.outputs[expert]);
+                for (linears, is_hidden) in [(&experts.inputs[expert][..], false), (output, true)] {
+                    if let Some(wanted) = wanted(stage, Some(expert), linears) {
+                        let key = Key { block, stage, expert: Some((expert, is_hidden)) };
+                        inputs.push((key, linears[0].columns, wanted, tokens));
+                    }
+                }
+            }
+        } else if let Some(first) = description.linears.first()
+            && let Some(wanted) = wanted(stage, None, &description.linears)
+        {
+            inputs.push((Key { block, stage, expert: None }, first.columns, wanted, tokens));
+        }
+    }
+    inputs
+}
+
+impl Worker<'_> {
+    /// Gathers these inputs of a block into `writer`, and leaves the states before its last stage in the working store.
+    pub(super) fn gather_block(
+        &mut self,
+        spec: &BlockSpec,
+        inputs: &[Input],
+        writer: &Writer,
+    ) -> Result<Option<Pending>> {
+        let source = self.job.source;
+        let block = Block::read(spec, source, self.length())?;
+        let find = |stage: usize, expert: Option<(usize, bool)>| {
+            inputs.iter().find(|(key, ..)| key.stage == stage && key.expert == expert)
+        };
+        let mut pending: Option<Pending> = None;
+        for (stage, description) in spec.stages.iter().enumerate() {
+            self.check_stop(spec.index)?;
+            let blocks = self.job.solve.model.blocks.len();
+            (self.job.progress)(spec.index, blocks, &format!("statistics, {}", description.kind.name()));
+            let wanted = find(stage, None);
+            let mut moments = wanted.map(|(_, columns, wanted, tokens)| Moments::new(*columns, *tokens, *wanted));
+            let is_experts = description.kind == Kind::Experts;
+            self.original_pass(&block, stage, pending.take(), |state| {
+                if let Some(moments) = &mut moments {
+                    let x = if is_experts { state.carried[0].clone() } else { block.input(stage, state) };
+                    moments.add(&x, None);
+                }
+            })?;
+            if let (Some(mut moments), Some((key, ..))) = (moments, wanted) {
+                moments.finish();
+                writer.write(*key, &moments)?;
+            }
+            if is_experts {
+                self.gather_original_experts(spec, stage, inputs, writer)?;
+            }
+            let linears = description
+                .linears
+                .iter()
+                .map(|linear| linear.read(source))
+                .collect::<std::result::Result<Vec<Linear>, _>>()?;
+            pending = Some(Pending { stage, dense: linears, compressed: Vec::new() });
+        }
+        Ok(pending)
+    }
+
+    fn gather_original_experts(
+        &mut self,
+        spec: &BlockSpec,
+        stage: usize,
+        inputs: &[Input],
+        writer: &Writer,
+    ) -> Result<()> {
+        let count = spec.experts.as_ref().map_or(0, |experts| experts.outputs.len());
+        let at_once = self.job.solve.experts_at_once(spec, &self.job.solve.limits);
+        for first in (0..count).step_by(at_once) {
+            self.check_stop(spec.index)?;
+            let mut members = Vec::new();
+            for expert in first..count.min(first + at_once) {
+                let Some(loaded) = Expert::read(spec, expert, self.job.source)? else { continue };
+                let make = |hidden: bool| {
+                    let found =
+                        inputs.iter().find(|(key, ..)| key.stage == stage && key.expert == Some((expert, hidden)));
+                    found.map(|(key, columns, wanted, tokens)| (*key, Moments::new(*columns, *tokens, *wanted)))
+                };
+                members.push((expert, loaded, make(false), make(true)));
+            }
+            for batch in 0..self.batches() {
+                let stream = self.original_mut();
+                let mut state = stream.working.read(batch)?;
+                for (expert, loaded, input, hidden) in &mut members {
+                    let routing = Routing::of(&state, *expert);
+                    if routing.tokens.is_empty() {
+                        continue;
+                    }
+                    let x = routing.gather(&state);
+                    let inner = loaded.hidden(&x);
+                    if let Some((_, moments)) = input {
+                        moments.add(&x, None);
+                    }
+                    if let Some((_, moments)) = hidden {
+                        moments.add(&inner, None);
+                    }
+                    let y = loaded.output(&inner);
+                    routing.scatter(&mut state, &y);
+                }
+                stream.working.write(batch, &state)?;
+            }
+            for (key, moments) in members.iter_mut().flat_map(|(_, _, input, hidden)| [input, hidden]).flatten() {
+                moments.finish();
+                writer.write(*key, moments)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One pass of the original model over all states, within the block in hand.
+    fn original_pass(
+        &mut self,
+        block: &Block<'_>,
+        stage: usize,
+        pending: Option<Pending>,
+        mut look: impl FnMut(&State),
+    ) -> Result<()> {
+        for batch in 0..self.batches() {
+            let stream = self.original_mut();
+            let mut state = if stage == 0 { stream.current.read(batch)? } else { stream.working.read(batch)? };
+            if let Some(pending) = &pending {
+                block.apply(pending.stage, &mut state, &pending.dense)?;
+            }
+            if stage == 0 || pending.is_some() {
+                stream.working.write(batch, &state)?;
+            }
+            look(&state);
+        }
+        Ok(())
+    }
+}
