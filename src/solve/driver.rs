@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Result,
-    forward::{Block, BlockSpec, Kind, Linear, LinearSpec, State, Store, WeightSource},
+    forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Matrix, State, Store, WeightSource},
     layout::LogicalCheckpoint,
     manifest::ContentHash,
     passes::Settings,
@@ -86,7 +86,7 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
     for (spec, inputs) in blocks.iter().zip(&per_block) {
         let last = solve_worker.gather_block(spec, inputs, &writer)?;
         let block = Block::read(spec, job.source, solve_worker.length())?;
-        solve_worker.end_block(&block, spec.index, last)?;
+        solve_worker.end_block(&Both { main: &block, dense: &block }, spec.index, last)?;
         if spec.experts.is_some() {
             let statistics = Statistics::open(&temporary)?;
             let mut counts = Vec::new();
@@ -111,6 +111,25 @@ pub(super) struct Stream {
     pub(super) current: Store,
     /// States between its stages.
     pub(super) working: Store,
+}
+
+/// A block as each stream has it: norms and routers may have been scaled.
+pub(super) struct Both<'b> {
+    pub(super) main: &'b Block<'b>,
+    /// As the original model has it.
+    pub(super) dense: &'b Block<'b>,
+}
+
+/// The original model's input as it would be behind the folds that scale it.
+pub(super) fn divided(mut x: Matrix, scales: Option<&[f64]>) -> Matrix {
+    if let Some(scales) = scales {
+        for row in x.values.chunks_exact_mut(x.columns.max(1)) {
+            for (value, scale) in row.iter_mut().zip(scales) {
+                *value = (f64::from(*value) / scale) as f32;
+            }
+        }
+    }
+    x
 }
 
 /// The linears of a stage that is not yet applied.
@@ -289,18 +308,21 @@ impl<'a> Worker<'a> {
         self.transform(spec, index)?;
         let transforms = self.transforms.clone();
         let source = &Transformed { inner: job.source, transforms: &transforms, clipped: true };
-        let block = Block::read(spec, source, self.main.current.length())?;
+        let length = self.length();
+        let plain = Block::read(spec, job.source, length)?;
         if !job.solve.compressed {
             self.solve_original(spec, source)?;
-            return self.end_block(&block, index, last);
+            return self.end_block(&Both { main: &plain, dense: &plain }, index, last);
         }
+        let scaled = Block::read(spec, source, length)?;
+        let block = Both { main: &scaled, dense: &plain };
         let mut pending: Option<Pending> = None;
         for (stage, description) in spec.stages.iter().enumerate() {
             self.check_stop(index)?;
             (job.progress)(index, job.solve.model.blocks.len(), description.kind.name());
             if description.kind == Kind::Experts {
                 self.pass(&block, stage, pending.take(), None)?;
-                self.experts(&block, source, index)?;
+                self.experts(spec, source, index)?;
                 pending = Some(Pending { stage, dense: Vec::new(), compressed: Vec::new() });
                 continue;
             }
@@ -397,11 +419,12 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn gather(&mut self, block: &Block<'_>, stage: usize, pending: Option<Pending>) -> Result<Moments> {
-        let linears = &block.spec.stages[stage].linears;
+    fn gather(&mut self, block: &Both<'_>, stage: usize, pending: Option<Pending>) -> Result<Moments> {
+        let spec = block.main.spec;
+        let linears = &spec.stages[stage].linears;
         let columns = linears.first().map_or(0, |linear| linear.columns);
         let tokens = self.job.solve.tokens.sequences.len() * self.main.current.length();
-        let wanted = self.job.solve.wanted_at(block.spec, stage);
+        let wanted = self.job.solve.wanted_at(spec, stage);
         let mut moments = if self.is_solved(linears) && !self.is_known(linears) {
             Some(Moments::new(columns, tokens, wanted))
         } else {
@@ -416,14 +439,14 @@ impl<'a> Worker<'a> {
     /// One pass over all states: applies what is pending, and gathers the input of `stage`.
     pub(super) fn pass(
         &mut self,
-        block: &Block<'_>,
+        block: &Both<'_>,
         stage: usize,
         pending: Option<Pending>,
         mut moments: Option<&mut Moments>,
     ) -> Result<()> {
         let compressed = self.job.solve.compressed;
         for batch in 0..self.main.working.batches() {
-            let step = |stream: &mut Stream, linears: Option<&[Linear]>| -> Result<State> {
+            let step = |stream: &mut Stream, block: &Block<'_>, linears: Option<&[Linear]>| -> Result<State> {
                 // The first stage starts from the states before the block.
                 let source = if stage == 0 { &stream.current } else { &stream.working };
                 let mut state = source.read(batch)?;
@@ -437,14 +460,16 @@ impl<'a> Worker<'a> {
             };
             let chosen =
                 pending.as_ref().map(|p| if compressed { p.compressed.as_slice() } else { p.dense.as_slice() });
-            let main = step(&mut self.main, chosen)?;
+            let main = step(&mut self.main, block.main, chosen)?;
             let dense = match &mut self.dense {
-                Some(stream) => Some(step(stream, pending.as_ref().map(|p| p.dense.as_slice()))?),
+                Some(stream) => Some(step(stream, block.dense, pending.as_ref().map(|p| p.dense.as_slice()))?),
                 None => None,
             };
             if let Some(moments) = moments.as_deref_mut() {
-                let x = block.input(stage, &main);
-                let original = dense.as_ref().map(|dense| block.input(stage, dense));
+                let x = block.main.input(stage, &main);
+                let linear = block.main.spec.stages[stage].linears.first();
+                let scales = linear.and_then(|linear| self.transforms.columns(linear));
+                let original = dense.as_ref().map(|dense| divided(block.dense.input(stage, dense), scales));
                 moments.add(&x, original.as_ref());
                 if let Some(dense) = &dense {
                     moments.add_residual(&x, &dense.hidden, &main.hidden);
@@ -493,14 +518,16 @@ impl<'a> Worker<'a> {
                 });
             }
             if dense_runs {
-                pending.dense.push(original);
+                // The original model's stream takes no part in transforms.
+                let changed = self.transforms.touches(&linear.weight);
+                pending.dense.push(if changed { linear.read(job.source)? } else { original });
             }
         }
         Ok(pending)
     }
 
     /// Applies the last stage and puts the states behind the block aside.
-    fn end_block(&mut self, block: &Block<'_>, index: usize, pending: Option<Pending>) -> Result<()> {
+    fn end_block(&mut self, block: &Both<'_>, index: usize, pending: Option<Pending>) -> Result<()> {
         let job = self.job;
         let compressed = job.solve.compressed;
         let last = index + 1 == job.solve.model.blocks.len();
@@ -523,7 +550,11 @@ impl<'a> Worker<'a> {
             for batch in 0..stream.working.batches() {
                 let mut state = stream.working.read(batch)?;
                 if let Some(pending) = &pending {
-                    let linears = if is_main && compressed { &pending.compressed } else { &pending.dense };
+                    let (block, linears) = if is_main && compressed {
+                        (block.main, &pending.compressed)
+                    } else {
+                        (block.dense, &pending.dense)
+                    };
                     block.apply(pending.stage, &mut state, linears)?;
                 }
                 next.write(batch, &state)?;

@@ -2,12 +2,12 @@
 
 use super::{
     Moments,
-    driver::Worker,
+    driver::{Worker, divided},
     matrices::{Factors, input_format, nearest, solve_linear},
 };
 use crate::{
     Result,
-    forward::{Block, Expert, Linear, LinearSpec, Matrix, Routing, WeightSource},
+    forward::{BlockSpec, Expert, Linear, LinearSpec, Matrix, Routing, WeightSource},
     passes::Settings,
     plan::Encode,
 };
@@ -25,10 +25,10 @@ struct Member {
 
 impl Worker<'_> {
     /// The experts of a block, wave by wave; their outputs are added to the states of both streams.
-    pub(super) fn experts(&mut self, block: &Block<'_>, source: &dyn WeightSource, index: usize) -> Result<()> {
+    pub(super) fn experts(&mut self, spec: &BlockSpec, source: &dyn WeightSource, index: usize) -> Result<()> {
         let job = self.job;
-        let Some(experts) = &block.spec.experts else { return Ok(()) };
-        let at_once = job.solve.experts_at_once(block.spec, &job.solve.limits);
+        let Some(experts) = &spec.experts else { return Ok(()) };
+        let at_once = job.solve.experts_at_once(spec, &job.solve.limits);
         let count = experts.outputs.len();
         for first in (0..count).step_by(at_once) {
             self.check_stop(index)?;
@@ -41,7 +41,7 @@ impl Worker<'_> {
             let mut members = Vec::with_capacity(range.len());
             for expert in range {
                 let (Some(dense), Some(stored)) =
-                    (Expert::read(block.spec, expert, source)?, Expert::read(block.spec, expert, source)?)
+                    (Expert::read(spec, expert, job.source)?, Expert::read(spec, expert, source)?)
                 else {
                     continue;
                 };
@@ -54,7 +54,15 @@ impl Worker<'_> {
                 let hidden = make(std::slice::from_ref(&experts.outputs[expert]));
                 members.push(Member { index: expert, dense, stored, inputs, hidden });
             }
-            self.gather_experts(&mut members, |member| &mut member.inputs, |_, _, x| x)?;
+            let transforms = self.transforms.clone();
+            let input_scales = |member: &Member| {
+                experts.inputs[member.index].first().and_then(|linear| transforms.columns(linear)).map(<[f64]>::to_vec)
+            };
+            self.gather_experts(
+                &mut members,
+                |member| &mut member.inputs,
+                |member, stored, x| if stored { x } else { divided(x, input_scales(member).as_deref()) },
+            )?;
             for member in &mut members {
                 member.inputs.finish();
                 let mut factors = Factors::default();
@@ -67,7 +75,12 @@ impl Worker<'_> {
             self.gather_experts(
                 &mut members,
                 |member| &mut member.hidden,
-                |member, stored, x| if stored { member.stored.hidden(&x) } else { member.dense.hidden(&x) },
+                |member, stored, x| {
+                    if stored {
+                        return member.stored.hidden(&x);
+                    }
+                    divided(member.dense.hidden(&x), transforms.columns(&experts.outputs[member.index]))
+                },
             )?;
             for member in &mut members {
                 member.hidden.finish();

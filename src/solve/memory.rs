@@ -81,7 +81,7 @@ impl SolvePlan {
     /// [`super::SolveFailure::Memory`] with the smallest budget that works.
     pub fn fit(&mut self, budget: Option<u64>, solved_bytes: u64) -> Result<(), super::SolveFailure> {
         let length = self.calibration.sequence_length as usize;
-        let smallest = Limits { batch_tokens: length, expert_bytes: 0 };
+        let smallest = Limits { batch_tokens: BATCH_TOKENS.max(length), expert_bytes: 0 };
         self.smallest_bytes = self.need(&smallest);
         let mut limits = Limits { batch_tokens: BATCH_TOKENS.max(length), expert_bytes: DEFAULT_EXPERT_BYTES };
         if let Some(budget) = budget {
@@ -89,9 +89,9 @@ impl SolvePlan {
                 return Err(super::SolveFailure::Memory { budget, smallest: self.smallest_bytes });
             }
             limits.expert_bytes = budget / 2;
-            while self.need(&limits) > budget && (limits.batch_tokens > length || limits.expert_bytes > 0) {
+            // Batches stay as they are: sums over other batches would round otherwise.
+            while self.need(&limits) > budget && limits.expert_bytes > 0 {
                 limits.expert_bytes = if limits.expert_bytes < 1 << 20 { 0 } else { limits.expert_bytes * 3 / 4 };
-                limits.batch_tokens = (limits.batch_tokens * 3 / 4).max(length);
             }
         }
         self.limits = limits;
