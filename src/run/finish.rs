@@ -29,6 +29,8 @@ struct RunLog {
     resumed_tensors: usize,
     peak_rss_bytes: Option<u64>,
     planned_peak_bytes: u64,
+    #[serde(default)]
+    calibration_seconds: BTreeMap<String, f64>,
     finished_unix_seconds: u64,
     model: String,
 }
@@ -103,6 +105,7 @@ pub(super) fn finish(
         resumed_tensors: resumed,
         peak_rss_bytes: peak_rss_bytes(),
         planned_peak_bytes: plan.memory.peak_bytes,
+        calibration_seconds: found.map(|found| found.solutions.clock.seconds()).unwrap_or_default(),
         finished_unix_seconds: std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs()),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Head, Identity, Key, Moments, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer, gather,
+    Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer, gather,
     matrices::{Factors, input_format, nearest, solve_linear},
     record::Line,
     transforms::{Transformed, Transforms},
@@ -290,6 +290,11 @@ impl<'a> Worker<'a> {
     }
 
     /// The stream of the original model.
+    pub(super) fn original_and_clock(&mut self) -> (&mut Stream, &super::Clock) {
+        (self.dense.as_mut().unwrap_or(&mut self.main), &self.solutions.clock)
+    }
+
+    /// The stream of the original model.
     pub(super) fn original_mut(&mut self) -> &mut Stream {
         self.dense.as_mut().unwrap_or(&mut self.main)
     }
@@ -445,16 +450,17 @@ impl<'a> Worker<'a> {
         mut moments: Option<&mut Moments>,
     ) -> Result<()> {
         let compressed = self.job.solve.compressed;
+        let clock = &self.solutions.clock;
         for batch in 0..self.main.working.batches() {
             let step = |stream: &mut Stream, block: &Block<'_>, linears: Option<&[Linear]>| -> Result<State> {
                 // The first stage starts from the states before the block.
                 let source = if stage == 0 { &stream.current } else { &stream.working };
-                let mut state = source.read(batch)?;
+                let mut state = clock.time(Part::States, || source.read(batch))?;
                 if let (Some(pending), Some(linears)) = (&pending, linears) {
-                    block.apply(pending.stage, &mut state, linears)?;
+                    clock.time(Part::Forward, || block.apply(pending.stage, &mut state, linears))?;
                 }
                 if stage == 0 || pending.is_some() {
-                    stream.working.write(batch, &state)?;
+                    clock.time(Part::States, || stream.working.write(batch, &state))?;
                 }
                 Ok(state)
             };
@@ -466,14 +472,16 @@ impl<'a> Worker<'a> {
                 None => None,
             };
             if let Some(moments) = moments.as_deref_mut() {
-                let x = block.main.input(stage, &main);
+                let x = clock.time(Part::Forward, || block.main.input(stage, &main));
                 let linear = block.main.spec.stages[stage].linears.first();
                 let scales = linear.and_then(|linear| self.transforms.columns(linear));
                 let original = dense.as_ref().map(|dense| divided(block.dense.input(stage, dense), scales));
-                moments.add(&x, original.as_ref());
-                if let Some(dense) = &dense {
-                    moments.add_residual(&x, &dense.hidden, &main.hidden);
-                }
+                clock.time(Part::Moments, || {
+                    moments.add(&x, original.as_ref());
+                    if let Some(dense) = &dense {
+                        moments.add_residual(&x, &dense.hidden, &main.hidden);
+                    }
+                });
             }
         }
         Ok(())
@@ -491,7 +499,7 @@ impl<'a> Worker<'a> {
         let mut factors = Factors::default();
         let dense_runs = job.solve.both_streams || !job.solve.compressed;
         for linear in linears {
-            let original = linear.read(source)?;
+            let original = self.solutions.clock.time(Part::Weights, || linear.read(source))?;
             let stored = match self.encodes.get(linear.weight.as_str()) {
                 Some(encode) => {
                     let encode: &Encode = encode;
@@ -548,16 +556,17 @@ impl<'a> Worker<'a> {
             let mut next = Store::create(Some(&path), stream.working.batches(), values, length)
                 .map_err(|source| SolveFailure::io(&path, source))?;
             for batch in 0..stream.working.batches() {
-                let mut state = stream.working.read(batch)?;
+                let clock = &self.solutions.clock;
+                let mut state = clock.time(Part::States, || stream.working.read(batch))?;
                 if let Some(pending) = &pending {
                     let (block, linears) = if is_main && compressed {
                         (block.main, &pending.compressed)
                     } else {
                         (block.dense, &pending.dense)
                     };
-                    block.apply(pending.stage, &mut state, linears)?;
+                    clock.time(Part::Forward, || block.apply(pending.stage, &mut state, linears))?;
                 }
-                next.write(batch, &state)?;
+                clock.time(Part::States, || next.write(batch, &state))?;
             }
             hashes.push(hash_file(&path).map_err(|source| SolveFailure::io(&path, source))?);
             stream.current = next;

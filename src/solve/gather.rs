@@ -1,7 +1,7 @@
 //! Takes the original model through one block and gathers statistics of every input that is asked for.
 
 use super::{
-    Moments, Wanted,
+    Moments, Part, Wanted,
     driver::{Pending, Worker},
     statistics::{Key, Writer},
 };
@@ -150,15 +150,15 @@ impl Worker<'_> {
         mut look: impl FnMut(&State),
     ) -> Result<()> {
         for batch in 0..self.batches() {
-            let stream = self.original_mut();
+            let (stream, clock) = self.original_and_clock();
             let mut state = if stage == 0 { stream.current.read(batch)? } else { stream.working.read(batch)? };
             if let Some(pending) = &pending {
-                block.apply(pending.stage, &mut state, &pending.dense)?;
+                clock.time(Part::Forward, || block.apply(pending.stage, &mut state, &pending.dense))?;
             }
             if stage == 0 || pending.is_some() {
                 stream.working.write(batch, &state)?;
             }
-            look(&state);
+            clock.time(Part::Moments, || look(&state));
         }
         Ok(())
     }

@@ -133,11 +133,13 @@ pub fn solve_linear(
         solutions.keep(&linear.weight, linear.expert, codec, &coded, &parameters, solved, &deviations)?;
         return Ok(decoded);
     }
-    let factor = factors.of(moments, &settings.solve, &linear.weight)?;
+    let factor = solutions.clock.time(Part::Factor, || factors.of(moments, &settings.solve, &linear.weight))?;
     let grid = Grid::new(codec, encode.pass_matrix.dense_dtype, encode.pass_matrix.minimum_zero_point);
     let problem = gptq::Linear { weights: &weights.values, rows: weights.rows, codec, grid: &grid };
     let residual = (moments.residual.len() == weights.values.len()).then_some(&moments.residual[..]);
-    let solution = gptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve)
+    let solution = solutions
+        .clock
+        .time(Part::Solve, || gptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve))
         .map_err(|source| SolveFailure::Matrix { tensor: linear.weight.clone(), source })?;
     let mut deviations = solution.report.deviations.clone();
     if factor.escalations() > 0 {

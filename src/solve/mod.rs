@@ -4,6 +4,7 @@
 //! Two streams of hidden states can run side by side: the original model's, and that of the model as compressed so far.
 //! Inside a block, linears that share an input are solved together, and those behind them see their results.
 
+mod clock;
 mod driver;
 mod experts;
 pub mod fold;
@@ -23,6 +24,7 @@ mod tensor_change;
 pub mod transforms;
 mod view;
 
+pub use clock::{Clock, Part};
 pub use driver::{Coverage, Job, Outcome, calibrate, solve};
 pub use gather::Input;
 pub use memory::{SolvePlan, TransformRule};

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::SolveFailure;
+use super::{Clock, SolveFailure};
 use crate::{
     checkpoint::{Checkpoint, Dtype, decode_to_f32, header_bytes},
     codec::{
@@ -74,6 +74,8 @@ pub struct Solutions {
     pub transforms: BTreeMap<usize, ContentHash>,
     /// The last block done and the hashes of the states behind it.
     pub last_block: Option<(usize, Vec<ContentHash>)>,
+    /// Where the time goes.
+    pub clock: Clock,
     /// Numbers that searches found.
     pub found: BTreeMap<String, f64>,
 }
@@ -94,6 +96,7 @@ impl Solutions {
             matrices: BTreeMap::new(),
             transforms: BTreeMap::new(),
             last_block: None,
+            clock: Clock::default(),
             found: BTreeMap::new(),
         };
         let mut kept = vec![serde_json::to_string(head).unwrap_or_default()];
