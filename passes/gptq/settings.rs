@@ -95,6 +95,7 @@ impl Settings {
                     solve.search_steps = *steps as usize;
                 }
                 ("damping", Value::Float(share)) if *share > 0.0 && *share <= 10.0 => solve.damping = *share,
+                ("damping", Value::Integer(share)) if (1..=10).contains(share) => solve.damping = *share as f64,
                 ("order", Value::String(word)) if word == "activation" => solve.order = Order::Activation,
                 ("order", Value::String(word)) if word == "none" => solve.order = Order::None,
                 ("asymmetric" | "refine", _) => return Err(wrong(key, "true or false", value)),

@@ -11,7 +11,7 @@ use crate::{
         rtn::grid::Grid,
     },
     plan::Encode,
-    solve::{Moments, Solutions, SolveFailure, Solved},
+    solve::{Moments, Part, Solutions, SolveFailure, Solved},
 };
 
 /// A matrix in memory as the source of its own rows.
@@ -127,7 +127,12 @@ pub fn solve_linear(
     };
     if moments.count < fewest_tokens(weights.columns) {
         let (coded, parameters, mut deviations, decoded) = nearest(encode, &linear.weight, weights)?;
-        deviations.insert(if moments.count == 0 { "no-statistics" } else { "starved-expert" }, 1);
+        let kind = match (moments.count, linear.expert.is_some() || linear.weight.contains(".experts.")) {
+            (0, _) => "no-statistics",
+            (_, true) => "starved-expert",
+            (_, false) => "few-tokens",
+        };
+        deviations.insert(kind, 1);
         denied(&deviations)?;
         let solved = Solved { tokens: moments.count, ..Solved::default() };
         solutions.keep(&linear.weight, linear.expert, codec, &coded, &parameters, solved, &deviations)?;

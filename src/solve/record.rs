@@ -299,8 +299,15 @@ impl Solutions {
 
 /// Names of deviations live as long as the program; the journal's do not.
 fn intern(kind: &str) -> &'static str {
-    const KNOWN: &[&str] =
-        &["scale-clamped", "zero-point-clamped", "damping-raised", "dead-columns", "starved-expert", "no-statistics"];
+    const KNOWN: &[&str] = &[
+        "scale-clamped",
+        "zero-point-clamped",
+        "damping-raised",
+        "dead-columns",
+        "starved-expert",
+        "few-tokens",
+        "no-statistics",
+    ];
     KNOWN.iter().find(|known| **known == kind).copied().unwrap_or("other")
 }
 

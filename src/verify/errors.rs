@@ -58,7 +58,8 @@ pub(super) fn compare_with_source(
     source: &LogicalCheckpoint,
     artifact: &LogicalCheckpoint,
 ) -> Vec<Finding> {
-    let measured: Vec<_> = manifest.tensors.iter().filter(|tensor| tensor.error.is_some()).collect();
+    let measured: Vec<_> =
+        manifest.tensors.iter().filter(|tensor| tensor.error.is_some() && !is_transformed(tensor)).collect();
     let findings = measured.into_par_iter().filter_map(|tensor| {
         let stated = tensor.error?;
         if source.tensor(&tensor.name).is_none() || artifact.tensor(&tensor.name).is_none() {
@@ -71,6 +72,17 @@ pub(super) fn compare_with_source(
         }
     });
     findings.collect()
+}
+
+/// Whether a transform changed the weights before they were encoded. Its figures are against the changed weights, which
+/// neither the source nor the artifact has.
+fn is_transformed(tensor: &OutputTensor) -> bool {
+    let transform = |pass: &String| {
+        crate::passes::REGISTRY
+            .iter()
+            .any(|info| info.name == pass.as_str() && info.kind == crate::passes::Kind::Transform)
+    };
+    tensor.passes.iter().any(transform)
 }
 
 fn figures(
