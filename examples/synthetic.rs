@@ -3,7 +3,7 @@
 //! `cargo run --release --example synthetic -- FOLDER [--blocks 22] [--shards 1]`
 //!
 //! The shapes are TinyLlama-1.1B's (hidden 2048, intermediate 5632, 32 heads, 4 key/value heads, vocabulary 32000) unless
-//! others are given; with `--experts N` they are DeepSeek-V3's, with so many experts a block. With `--empty` files have
+//! others are given; with `--experts N` they are DeepSeek-V3's, with so many experts a block (128 heads in the original). With `--empty` files have
 //! their full length and no content: enough for `bantam plan`. The
 //! weights are sums of uniform numbers from a counter-based generator, bell-shaped with deviation 0.02.
 
@@ -85,7 +85,7 @@ fn config(arguments: &Arguments) -> serde_json::Value {
     if let Some(experts) = arguments.experts {
         let more = serde_json::json!({
             "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": 7168,
-            "num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512,
+            "num_attention_heads": arguments.heads, "num_key_value_heads": arguments.heads, "q_lora_rank": 1536, "kv_lora_rank": 512,
             "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_intermediate_size": 2048,
             "intermediate_size": 18432, "n_routed_experts": experts, "n_shared_experts": 1, "num_experts_per_tok": 8,
             "n_group": 8, "topk_group": 4, "norm_topk_prob": true, "routed_scaling_factor": 2.5,
@@ -122,11 +122,11 @@ fn tensors(arguments: &Arguments) -> Vec<(String, Vec<usize>)> {
         };
         add("self_attn.q_a_proj".into(), vec![1536, hidden]);
         add("self_attn.q_a_layernorm".into(), vec![1536]);
-        add("self_attn.q_b_proj".into(), vec![128 * 192, 1536]);
+        add("self_attn.q_b_proj".into(), vec![arguments.heads * 192, 1536]);
         add("self_attn.kv_a_proj_with_mqa".into(), vec![576, hidden]);
         add("self_attn.kv_a_layernorm".into(), vec![512]);
-        add("self_attn.kv_b_proj".into(), vec![128 * 256, 512]);
-        add("self_attn.o_proj".into(), vec![hidden, 128 * 128]);
+        add("self_attn.kv_b_proj".into(), vec![arguments.heads * 256, 512]);
+        add("self_attn.o_proj".into(), vec![hidden, arguments.heads * 128]);
         add("mlp.gate".into(), vec![experts, hidden]);
         for expert in (0..experts).map(|expert| format!("experts.{expert}")).chain(["shared_experts".to_owned()]) {
             add(format!("mlp.{expert}.gate_proj"), vec![2048, hidden]);
