@@ -23,48 +23,45 @@ pub struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// Moves levels and values to where the loss is lowest, one column after the other, and keeps the gradient (v − t) H up
-    /// to date for these columns. Says whether anything moved.
-    pub fn descend(&self, levels: &mut [f32], values: &mut [f32], gradient: &mut [f32]) -> bool {
+    /// Moves levels to where the loss is lowest, one column after the other, and keeps the gradient (v − t) H up to date
+    /// for these columns. Adds to `gains` by how much each row's loss falls.
+    pub fn descend(&self, levels: &mut [f32], gradient: &mut [f32], gains: &mut [f64]) {
         let lanes = self.lanes;
-        let mut moved = false;
+        let count = levels.len() / lanes;
         let (mut wanted, mut found, mut change) = (vec![0.0; lanes], vec![0.0; lanes], vec![0.0; lanes]);
+        let step = &self.scales.step;
         for _ in 0..PASSES {
-            let mut moved_now = false;
-            for column in 0..levels.len() / lanes {
-                let row = &self.hessian[column * self.stride..][..levels.len() / lanes];
+            let mut moved = false;
+            for column in 0..count {
+                let row = &self.hessian[column * self.stride..][..count];
                 let curvature = row[column];
-                let place = column * lanes..(column + 1) * lanes;
-                let (levels, values) = (&mut levels[place.clone()], &mut values[place.clone()]);
-                let slope = &gradient[place];
+                let levels = &mut levels[column * lanes..][..lanes];
+                let slope = &gradient[column * lanes..][..lanes];
                 for lane in 0..lanes {
-                    wanted[lane] = values[lane] - slope[lane] / curvature;
+                    wanted[lane] = levels[lane] * step[lane] - slope[lane] / curvature;
                 }
                 lanes::round(self.element, &wanted, self.scales, &mut found);
                 let mut any = false;
                 for lane in 0..lanes {
-                    let step = found[lane] * self.scales.step[lane] - values[lane];
-                    let gain = -(2.0 * slope[lane] + curvature * step) * step;
-                    // A step of zero gains nothing.
-                    if gain > WORTH * curvature * step * step {
-                        change[lane] = step;
+                    let by = found[lane] * step[lane] - levels[lane] * step[lane];
+                    let gain = -(2.0 * slope[lane] + curvature * by) * by;
+                    // A move by zero gains nothing.
+                    let worth = gain > WORTH * curvature * by * by;
+                    change[lane] = if worth { by } else { 0.0 };
+                    if worth {
                         levels[lane] = found[lane];
-                        values[lane] = found[lane] * self.scales.step[lane];
+                        gains[lane] += f64::from(gain);
                         any = true;
-                    } else {
-                        change[lane] = 0.0;
                     }
                 }
                 if any {
                     lanes::add_outer(gradient, row, 1.0, &change);
-                    moved_now = true;
+                    moved = true;
                 }
             }
-            if !moved_now {
+            if !moved {
                 break;
             }
-            moved = true;
         }
-        moved
     }
 }

@@ -58,13 +58,11 @@ impl Factor {
         let is_dead: Vec<bool> = diagonal.iter().map(|moment| *moment <= DEAD * mean).collect();
         let scale = if mean > 0.0 { mean } else { 1.0 };
         let permutation = permutation(&diagonal, options.order);
-        let mut places = vec![0; columns];
-        permutation.iter().enumerate().for_each(|(place, column)| places[*column] = place);
 
         let mut factor = Self {
             columns,
-            permutation,
-            places,
+            permutation: Vec::new(),
+            places: vec![0; columns],
             upper: Vec::new(),
             hessian: Vec::new(),
             added: Vec::new(),
@@ -84,9 +82,13 @@ impl Factor {
                     (false, false) => moment,
                 }
             };
-            match factor.upper_of(element) {
-                Ok(upper) => {
+            match upper_of(element, &permutation, options.order) {
+                Ok((upper, permutation)) => {
                     factor.upper = upper;
+                    factor.permutation = permutation;
+                    for (place, column) in factor.permutation.iter().enumerate() {
+                        factor.places[*column] = place;
+                    }
                     factor.hessian = vec![0.0; columns * columns];
                     factor.hessian.par_chunks_mut(columns.max(1)).enumerate().for_each(|(row, out)| {
                         out.iter_mut().enumerate().for_each(|(column, out)| *out = element(row, column) as f32);
@@ -100,29 +102,6 @@ impl Factor {
                 }
             }
         }
-    }
-
-    /// U by way of the reversed matrix: with the rows and columns of H reversed, its lower factor's inverse, reversed
-    /// again, is U. So H⁻¹ is never formed.
-    fn upper_of(&self, element: impl Fn(usize, usize) -> f64 + Sync) -> Result<Vec<f32>, DecompositionError> {
-        let order = self.columns;
-        let reversed = |place: usize| self.permutation[order - 1 - place];
-        let mut lower = vec![0.0; order * order];
-        lower.par_chunks_mut(order.max(1)).enumerate().for_each(|(column, out)| {
-            for (row, out) in out.iter_mut().enumerate().skip(column) {
-                *out = element(reversed(column), reversed(row));
-            }
-        });
-        triangular::cholesky(&mut lower, order)?;
-        triangular::invert_lower(&mut lower, order);
-        let mut upper = vec![0.0; order * order];
-        let finite = upper.par_chunks_mut(order.max(1)).enumerate().all(|(row, out)| {
-            for (column, out) in out.iter_mut().enumerate().skip(row) {
-                *out = lower[(order - 1 - column) * order + order - 1 - row] as f32;
-            }
-            out.iter().all(|value| value.is_finite()) && out[row] > 0.0
-        });
-        if finite { Ok(upper) } else { Err(DecompositionError::NotPositiveDefinite { pivot: 0 }) }
     }
 
     /// Channels whose second moment is as good as zero; their weights are rounded to nearest.
@@ -144,10 +123,42 @@ impl Factor {
     }
 }
 
-/// The order of the sweep.
+/// U by way of the reversed matrix: with the rows and columns of H reversed, its lower factor's inverse, reversed
+/// again, is U. So H⁻¹ is never formed. Returns the permutation used, too.
+pub(super) fn upper_of(
+    element: impl Fn(usize, usize) -> f64 + Sync,
+    permutation: &[usize],
+    choice: Order,
+) -> Result<(Vec<f32>, Vec<usize>), DecompositionError> {
+    let order = permutation.len();
+    let mut reversed: Vec<usize> = permutation.iter().rev().copied().collect();
+    let mut lower = vec![0.0; order * order];
+    lower.par_chunks_mut(order.max(1)).enumerate().for_each(|(column, out)| {
+        for (row, out) in out.iter_mut().enumerate().skip(column) {
+            *out = element(reversed[column], reversed[row]);
+        }
+    });
+    if choice == Order::Conditional {
+        triangular::cholesky_smallest_first(&mut lower, order, &mut reversed)?;
+    } else {
+        triangular::cholesky(&mut lower, order)?;
+    }
+    triangular::invert_lower(&mut lower, order);
+    let mut upper = vec![0.0; order * order];
+    let finite = upper.par_chunks_mut(order.max(1)).enumerate().all(|(row, out)| {
+        for (column, out) in out.iter_mut().enumerate().skip(row) {
+            *out = lower[(order - 1 - column) * order + order - 1 - row] as f32;
+        }
+        out.iter().all(|value| value.is_finite()) && out[row] > 0.0
+    });
+    reversed.reverse();
+    if finite { Ok((upper, reversed)) } else { Err(DecompositionError::NotPositiveDefinite { pivot: 0 }) }
+}
+
+/// The order of the sweep, as far as it is known before.
 fn permutation(diagonal: &[f64], order: Order) -> Vec<usize> {
     let mut columns: Vec<usize> = (0..diagonal.len()).collect();
-    if order == Order::Activation {
+    if order != Order::None {
         // Stable: equal moments keep their order.
         columns.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]));
     }

@@ -14,6 +14,7 @@ mod chunk;
 mod descent;
 mod factor;
 mod lanes;
+mod local;
 mod loss;
 mod options;
 mod refine;

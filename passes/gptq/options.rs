@@ -14,6 +14,9 @@ pub enum Order {
     /// By falling second moment, so that the columns that matter most are quantized while the most others can still
     /// compensate. Groups stay those of the original order.
     Activation,
+    /// From back to front, always the column with the least second moment given those already chosen. As
+    /// [`Order::Activation`], but with what columns have in common counted once; lower loss, a little slower to factor.
+    Conditional,
 }
 
 /// How to solve.
@@ -38,8 +41,8 @@ pub struct SolveOptions {
 impl Default for SolveOptions {
     fn default() -> Self {
         Self {
-            damping: 0.01,
-            order: Order::Activation,
+            damping: 0.1,
+            order: Order::Conditional,
             block_size: 128,
             refine: true,
             search_steps: 40,
@@ -100,8 +103,6 @@ pub struct Report {
     pub target_loss_sweep: f64,
     /// [`Report::loss_refined`] against the corrected target; the same where there is no correction.
     pub target_loss_refined: f64,
-    /// tr(T H Tᵀ) of the target: what the losses are to be compared with.
-    pub energy: f64,
     /// Rounds of refinement that changed anything, the most over all chunks of rows.
     pub rounds: usize,
     /// What deviates from what was asked.

@@ -57,7 +57,12 @@ impl Serialize for Settings {
         map.serialize_entry("asymmetric", &(self.solve.drift_share > 0.0))?;
         map.serialize_entry("block_size", &self.solve.block_size)?;
         map.serialize_entry("damping", &self.solve.damping)?;
-        map.serialize_entry("order", if self.solve.order == Order::Activation { "activation" } else { "none" })?;
+        let order = match self.solve.order {
+            Order::None => "none",
+            Order::Activation => "activation",
+            Order::Conditional => "conditional",
+        };
+        map.serialize_entry("order", order)?;
         map.serialize_entry("refine", &self.solve.refine)?;
         map.serialize_entry("search_steps", &self.solve.search_steps)?;
         map.end()
@@ -96,13 +101,14 @@ impl Settings {
                 }
                 ("damping", Value::Float(share)) if *share > 0.0 && *share <= 10.0 => solve.damping = *share,
                 ("damping", Value::Integer(share)) if (1..=10).contains(share) => solve.damping = *share as f64,
+                ("order", Value::String(word)) if word == "conditional" => solve.order = Order::Conditional,
                 ("order", Value::String(word)) if word == "activation" => solve.order = Order::Activation,
                 ("order", Value::String(word)) if word == "none" => solve.order = Order::None,
                 ("asymmetric" | "refine", _) => return Err(wrong(key, "true or false", value)),
                 ("block_size", _) => return Err(wrong(key, "a whole number from 1 to 65536", value)),
                 ("search_steps", _) => return Err(wrong(key, "a whole number from 0 to 1000", value)),
                 ("damping", _) => return Err(wrong(key, "a number above 0.0, at most 10.0", value)),
-                _ => return Err(wrong(key, "\"activation\" or \"none\"", value)),
+                _ => return Err(wrong(key, "\"conditional\", \"activation\" or \"none\"", value)),
             }
         }
         Ok(Self { number, solve })

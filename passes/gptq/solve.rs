@@ -5,9 +5,10 @@ use rayon::prelude::*;
 use super::{
     chunk::{self, Chunk, ROWS},
     factor::Factor,
+    local::Blocks,
     loss,
     options::{Linear, Moments, Report, Solution, SolveError, SolveOptions},
-    refine::{Blocks, Refinement},
+    refine::Refinement,
     sweep::Sweep,
     target::{self, Correction},
 };
@@ -22,6 +23,9 @@ use crate::{
         },
     },
 };
+
+/// Sweeps with the scales that refinement has found, each refined in turn.
+const AGAIN: usize = 1;
 
 /// Quantizes one layer. Same input, same result, whatever the number of threads.
 ///
@@ -174,24 +178,25 @@ impl<'a> Job<'a> {
         let given = self.start(first, self.linear.weights);
         let mut report =
             Report { loss_nearest: self.loss(&nearest(&given), &given.target, &given), ..Report::default() };
+        let corrected = !std::ptr::eq(self.target, self.linear.weights);
         let mut chunk = self.start(first, self.target);
         let sweep = Sweep { block: self.options.block_size.max(1), search_steps: self.options.search_steps };
-        sweep.run(&mut chunk);
-        report.energy = self.loss(&vec![0.0; chunk.target.len()], &chunk.target, &chunk);
-        let values = chunk.values();
-        let corrected = !std::ptr::eq(self.target, self.linear.weights);
-        let losses = |values: &[f32], chunk: &Chunk| {
-            let loss = self.loss(values, &chunk.target, chunk);
-            (loss, if corrected { self.loss(values, &given.target, chunk) } else { loss })
-        };
-        (report.target_loss_sweep, report.loss_sweep) = losses(&values, &chunk);
-        let values = if self.options.refine {
-            report.rounds = Refinement::new(&mut chunk, self.blocks).run(self.options.refine_rounds);
-            chunk.values()
-        } else {
-            values
-        };
-        (report.target_loss_refined, report.loss_refined) = losses(&values, &chunk);
+        let mut losses = sweep.run(&mut chunk);
+        let mut values = chunk.values();
+        report.target_loss_sweep = self.undamped(&losses, &values, &chunk);
+        report.loss_sweep =
+            if corrected { self.loss(&values, &given.target, &chunk) } else { report.target_loss_sweep };
+        if self.options.refine {
+            {
+                let rounds;
+                (rounds, losses) = self.improve(&mut chunk, losses, sweep);
+                report.rounds += rounds;
+            }
+            values = chunk.values();
+        }
+        report.target_loss_refined = self.undamped(&losses, &values, &chunk);
+        report.loss_refined =
+            if corrected { self.loss(&values, &given.target, &chunk) } else { report.target_loss_refined };
         let columns = self.factor.columns;
         let mut done = Done {
             codes: vec![0; chunk.rows * columns],
@@ -203,6 +208,45 @@ impl<'a> Job<'a> {
         chunk::transpose_back(&values, chunk.lanes, &mut done.values, columns);
         done.groups = chunk.groups;
         done
+    }
+
+    /// Refines, then sweeps again with the scales found and refines what that gives; each row keeps the better.
+    fn improve(&self, chunk: &mut Chunk<'a>, mut losses: Vec<f64>, sweep: Sweep) -> (usize, Vec<f64>) {
+        let refine = |chunk: &mut Chunk<'a>, losses: &mut [f64]| {
+            let (rounds, gains) = Refinement::new(chunk, self.blocks).run(self.options.refine_rounds);
+            losses.iter_mut().zip(gains).for_each(|(loss, gain)| *loss -= gain);
+            rounds
+        };
+        let mut rounds = refine(chunk, &mut losses);
+        for _ in 0..AGAIN {
+            let (levels, groups) = (chunk.levels.clone(), chunk.groups.clone());
+            let mut again = sweep.run(chunk);
+            rounds += refine(chunk, &mut again);
+            let lanes = chunk.lanes;
+            for lane in (0..lanes).filter(|lane| again[*lane] >= losses[*lane]) {
+                let column = |levels: &[f32]| levels.iter().skip(lane).step_by(lanes).copied().collect::<Vec<f32>>();
+                let old = column(&levels);
+                chunk.levels.iter_mut().skip(lane).step_by(lanes).zip(old).for_each(|(level, old)| *level = old);
+                for (new, old) in chunk.groups.iter_mut().zip(&groups) {
+                    new[lane] = old[lane];
+                }
+            }
+            losses.iter_mut().zip(again).for_each(|(loss, again)| *loss = loss.min(again));
+        }
+        (rounds, losses)
+    }
+
+    /// The undamped loss of all rows from the damped one of each.
+    fn undamped(&self, losses: &[f64], values: &[f32], chunk: &Chunk) -> f64 {
+        let mut total: f64 = losses[..chunk.rows].iter().sum();
+        let columns = values.chunks_exact(chunk.lanes).zip(chunk.target.chunks_exact(chunk.lanes));
+        for ((values, targets), added) in columns.zip(&self.factor.added) {
+            for (value, target) in values.iter().zip(targets) {
+                let difference = f64::from(*value) - f64::from(*target);
+                total -= added * difference * difference;
+            }
+        }
+        total
     }
 
     fn loss(&self, values: &[f32], target: &[f32], chunk: &Chunk) -> f64 {
@@ -276,7 +320,6 @@ impl Report {
         self.loss_refined += other.loss_refined;
         self.target_loss_sweep += other.target_loss_sweep;
         self.target_loss_refined += other.target_loss_refined;
-        self.energy += other.energy;
         self.rounds = self.rounds.max(other.rounds);
     }
 }

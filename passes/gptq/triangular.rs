@@ -18,16 +18,20 @@ use crate::linalg::DecompositionError;
 
 /// Columns of a panel.
 const PANEL: usize = 128;
+/// The same where pivots are chosen; narrower, because its columns are updated one at a time.
+const PIVOTED_PANEL: usize = 64;
+/// Rows of such a column that one task updates.
+const ROWS_AT_ONCE: usize = 1024;
 /// Columns that one task updates.
 const TASK: usize = 128;
 
 /// Overwrites the lower triangle of a symmetric matrix, `[order, order]` column-major, with its Cholesky factor. Only the
-/// lower triangle is read; what stands above it stays.
+/// lower triangle is read; what stands above it is undefined afterwards.
 pub fn cholesky(matrix: &mut [f64], order: usize) -> Result<(), DecompositionError> {
     for first in (0..order).step_by(PANEL) {
         let width = PANEL.min(order - first);
         let next = first + width;
-        let (left, right) = matrix.split_at_mut(next * order);
+        let (left, _) = matrix.split_at_mut(next * order);
         let panel = MatMut::from_column_major_slice_mut(&mut left[first * order..], order, width);
         let (_, panel) = panel.split_at_row_mut(first);
         let (mut diagonal, mut below) = panel.split_at_row_mut(width);
@@ -38,17 +42,91 @@ pub fn cholesky(matrix: &mut [f64], order: usize) -> Result<(), DecompositionErr
         row_chunks(below.as_mut()).into_par_iter().for_each(|rows| {
             triangular_solve::solve_lower_triangular_in_place(diagonal, rows.transpose_mut(), Par::Seq);
         });
-        let below = below.as_ref();
-        right.par_chunks_mut(TASK * order).enumerate().for_each(|(task, columns)| {
-            let count = columns.len() / order;
-            let columns = MatMut::from_column_major_slice_mut(columns, order, count);
-            let start = task * TASK;
-            let (_, columns) = columns.split_at_row_mut(next + start);
-            let lhs = below.subrows(start, below.nrows() - start);
-            matmul(columns, Accum::Add, lhs, below.subrows(start, count).transpose(), -1.0, Par::Seq);
-        });
+        update_rest(matrix, order, first, next);
     }
     Ok(())
+}
+
+/// Takes the product of the panel of columns `first..next` with itself away from the lower triangle after it.
+fn update_rest(matrix: &mut [f64], order: usize, first: usize, next: usize) {
+    let (left, right) = matrix.split_at_mut(next * order);
+    let below = MatRef::from_column_major_slice(&left[first * order..], order, next - first);
+    let below = below.subrows(next, order - next);
+    right.par_chunks_mut(TASK * order).enumerate().for_each(|(task, columns)| {
+        let count = columns.len() / order;
+        let columns = MatMut::from_column_major_slice_mut(columns, order, count);
+        let start = task * TASK;
+        let (_, columns) = columns.split_at_row_mut(next + start);
+        let lhs = below.subrows(start, below.nrows() - start);
+        matmul(columns, Accum::Add, lhs, below.subrows(start, count).transpose(), -1.0, Par::Seq);
+    });
+}
+
+/// The same with the smallest pivot first: row and column with the least left of them change places with the next.
+/// `permutation` changes places alike.
+///
+/// For the sweep, which goes the other way, the pivots are the squared weights of the columns' rounding
+/// errors in the loss. Their product is given, so that the sum is least when they are alike; the last are the largest,
+/// and putting the smallest first keeps them down.
+pub fn cholesky_smallest_first(
+    matrix: &mut [f64],
+    order: usize,
+    permutation: &mut [usize],
+) -> Result<(), DecompositionError> {
+    let mut left_over: Vec<f64> = (0..order).map(|index| matrix[index * order + index]).collect();
+    for first in (0..order).step_by(PIVOTED_PANEL) {
+        let next = order.min(first + PIVOTED_PANEL);
+        for pivot in first..next {
+            let best = (pivot..order).min_by(|a, b| left_over[*a].total_cmp(&left_over[*b])).unwrap_or(pivot);
+            if !(left_over[best] > 0.0) {
+                return Err(DecompositionError::NotPositiveDefinite { pivot });
+            }
+            swap(matrix, order, pivot, best);
+            left_over.swap(pivot, best);
+            permutation.swap(pivot, best);
+            // The panel's columns before this one have still to be taken away.
+            let (before, column) = matrix.split_at_mut(pivot * order);
+            let before = &before[first * order..];
+            let column = &mut column[pivot..order];
+            column.par_chunks_mut(ROWS_AT_ONCE).enumerate().for_each(|(chunk, rows)| {
+                let start = pivot + chunk * ROWS_AT_ONCE;
+                for earlier in before.chunks_exact(order) {
+                    let factor = earlier[pivot];
+                    for (row, earlier) in rows.iter_mut().zip(&earlier[start..]) {
+                        *row -= factor * earlier;
+                    }
+                }
+            });
+            if !(column[0] > 0.0) {
+                return Err(DecompositionError::NotPositiveDefinite { pivot });
+            }
+            let diagonal = column[0].sqrt();
+            column[0] = diagonal;
+            for (value, left_over) in column[1..].iter_mut().zip(&mut left_over[pivot + 1..]) {
+                *value /= diagonal;
+                *left_over -= *value * *value;
+            }
+        }
+        update_rest(matrix, order, first, next);
+    }
+    Ok(())
+}
+
+/// Exchanges rows and columns `a <= b` of a symmetric matrix of which the lower triangle is stored, and of the columns of
+/// the factor before them.
+fn swap(matrix: &mut [f64], order: usize, a: usize, b: usize) {
+    if a == b {
+        return;
+    }
+    for column in 0..a {
+        matrix.swap(column * order + a, column * order + b);
+    }
+    matrix.swap(a * order + a, b * order + b);
+    for between in a + 1..b {
+        matrix.swap(a * order + between, between * order + b);
+    }
+    let (left, right) = matrix.split_at_mut(b * order);
+    left[a * order + b + 1..(a + 1) * order].swap_with_slice(&mut right[b + 1..order]);
 }
 
 /// Cuts a matrix into runs of rows.

@@ -154,12 +154,12 @@ pub fn solve_linear(
         deviations.insert("dead-columns", factor.dead_columns().len() as u64);
     }
     denied(&deviations)?;
-    let energy = solution.report.energy.max(f64::MIN_POSITIVE);
+    let per_token = moments.count.max(1) as f64;
     let solved = Solved {
         tokens: moments.count,
-        loss_nearest: solution.report.loss_nearest / energy,
-        loss_sweep: solution.report.loss_sweep / energy,
-        loss: solution.report.loss_refined / energy,
+        loss_nearest: solution.report.loss_nearest / per_token,
+        loss_sweep: solution.report.loss_sweep / per_token,
+        loss: solution.report.loss_refined / per_token,
         damping: factor.damping(),
     };
     let Matrix { rows, columns, .. } = *weights;

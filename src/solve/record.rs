@@ -34,13 +34,14 @@ pub struct Head {
     pub tokens: String,
 }
 
-/// How a matrix was solved, for the manifest. Losses are relative to the energy of the outputs.
+/// How a matrix was solved, for the manifest. Losses are squared errors of the outputs, summed over
+/// output features and averaged over tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Solved {
     /// Calibration tokens that the matrix saw.
     pub tokens: u64,
-    /// tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) of rounding to nearest.
+    /// tr(ΔW H ΔWᵀ) / tokens of rounding to nearest.
     pub loss_nearest: f64,
     /// The same after the sweep.
     pub loss_sweep: f64,
