@@ -549,9 +549,10 @@ fn a_target_is_met_from_below_and_more_bits_never_hurt() {
     let weights: usize = dense.iter().map(|dense| dense.weights.len()).sum();
     let rule = |target: f64| passes::Settings::Rtn(settings(&format!("target_bits = {target:?}")));
     let error = |dense: &Dense, choice: &Choice| {
-        let passes::Settings::Rtn(rule) = rule(5.0);
+        let rule = rule(5.0);
+        let rule = rule.number().unwrap();
         let energy: f64 = dense.weights.iter().map(|weight| f64::from(*weight).powi(2)).sum();
-        encode_in(dense, &rule, &dense.matrix(ScaleFormat::BF16), choice, 128).squared_error(dense) / energy
+        encode_in(dense, rule, &dense.matrix(ScaleFormat::BF16), choice, 128).squared_error(dense) / energy
     };
     // Every pair of granularities, for comparison.
     let levels = |dense: &Dense| -> Vec<(u64, f64)> {

@@ -98,7 +98,7 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
 fn check_reference(model: &Model, reference: Option<&Model>) -> Result<(), CliError> {
     let Some(reference) = reference else { return Ok(()) };
     let same = (model.vocabulary, model.classes()) == (reference.vocabulary, reference.classes());
-    if same && model.has_head() | (model.hidden == reference.hidden) {
+    if same && model.has_head() || (model.hidden == reference.hidden) {
         return Ok(());
     }
     Err(CliError::Usage {

@@ -162,6 +162,9 @@ fn figure(windows: &[Vec<f64>]) -> Figure {
     Figure { mean, standard_error: (variance / count).sqrt() }
 }
 
+/// Takes some rows of logits.
+pub type TakeLogits<'a> = dyn FnMut(&Matrix) -> std::io::Result<()> + 'a;
+
 /// Evaluates `model` on windows of equal length, and next to `reference` where there is one. `logits` gets every
 /// batch's logits (or last hidden states, of a model without a head), row after row, for whoever wants them whole.
 /// `progress` hears of blocks done, of how many.
@@ -173,7 +176,7 @@ pub fn evaluate_model(
     reference: Option<Evaluated<'_>>,
     windows: &[Vec<u32>],
     limits: &Limits,
-    mut logits: Option<&mut dyn FnMut(&Matrix) -> std::io::Result<()>>,
+    mut logits: Option<&mut TakeLogits<'_>>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<ModelFigures> {
     let length = windows.first().map_or(0, Vec::len);

@@ -179,7 +179,9 @@ impl<'a> Block<'a> {
                     let shares = multiply_transposed(&state.carried[0], gate);
                     for (row, share) in y.values.chunks_exact_mut(y.columns.max(1)).zip(&shares.values) {
                         let share = 1.0 / (1.0 + (-share).exp());
-                        row.iter_mut().for_each(|value| *value *= share);
+                        for value in row {
+                            *value *= share;
+                        }
                     }
                 }
                 state.carried[2].add(&y);

@@ -181,7 +181,7 @@ impl<'a> Builder<'a> {
             return Ok(sliding.then_some(width));
         }
         let sliding = match self.family {
-            Family::Gemma2 | Family::GptOss => index % 2 == 0,
+            Family::Gemma2 | Family::GptOss => index.is_multiple_of(2),
             Family::Gemma3 => {
                 let pattern = self.config.count("sliding_window_pattern")?.unwrap_or(6).max(1);
                 !(index + 1).is_multiple_of(pattern)
@@ -311,21 +311,18 @@ impl<'a> Builder<'a> {
         let linears = vec![self.linear(&module("o_proj"), hidden, mixed, false)?];
         stages.push(Stage { kind: Kind::AttentionOutput, linears });
         let experts = self.experts(&name, index, hidden)?;
-        match &experts {
-            Some(_) => {
-                stages.push(Stage { kind: Kind::Router, linears: Vec::new() });
-                for shared in ["shared_experts", "shared_expert"] {
-                    let module = format!("{name}mlp.{shared}");
-                    if let Some(shape) = self.source.shape(&format!("{module}.gate_proj.weight")) {
-                        self.push_mlp(&mut stages, &module, shape[0], hidden, true)?;
-                    }
+        if experts.is_some() {
+            stages.push(Stage { kind: Kind::Router, linears: Vec::new() });
+            for shared in ["shared_experts", "shared_expert"] {
+                let module = format!("{name}mlp.{shared}");
+                if let Some(shape) = self.source.shape(&format!("{module}.gate_proj.weight")) {
+                    self.push_mlp(&mut stages, &module, shape[0], hidden, true)?;
                 }
-                stages.push(Stage { kind: Kind::Experts, linears: Vec::new() });
             }
-            None => {
-                let width = config.needed("intermediate_size")?;
-                self.push_mlp(&mut stages, &format!("{name}mlp"), width, hidden, false)?;
-            }
+            stages.push(Stage { kind: Kind::Experts, linears: Vec::new() });
+        } else {
+            let width = config.needed("intermediate_size")?;
+            self.push_mlp(&mut stages, &format!("{name}mlp"), width, hidden, false)?;
         }
         let norm = |part: &str| self.norm(format!("{name}{part}"));
         let head_norms = if self.has(&format!("{}.weight", module("q_norm"))) {
@@ -483,12 +480,11 @@ impl<'a> Builder<'a> {
             router_bias: sibling("bias"),
             correction: sibling("e_score_correction_bias"),
             rule,
-            alternating: match oss {
-                true => Some((
-                    config.number("swiglu_alpha")?.unwrap_or(1.702) as f32,
-                    config.number("swiglu_limit")?.unwrap_or(7.0) as f32,
-                )),
-                false => None,
+            alternating: if oss {
+                let (alpha, limit) = (config.number("swiglu_alpha")?, config.number("swiglu_limit")?);
+                Some((alpha.unwrap_or(1.702) as f32, limit.unwrap_or(7.0) as f32))
+            } else {
+                None
             },
             shared_gate: Some(format!("{base}.shared_expert_gate.weight")).filter(|name| self.has(name)),
             router,

@@ -78,7 +78,9 @@ impl Router {
                 keep_groups(&mut choice, size, &scores, chosen_groups);
                 largest(&choice, indices);
                 gather(logits, indices, weights);
-                weights.iter_mut().for_each(|weight| *weight *= scale);
+                for weight in weights {
+                    *weight *= scale;
+                }
             }
             RouterRule::GroupedSigmoid { groups, chosen_groups, normalize, scale } => {
                 let scores: Vec<f32> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
@@ -101,7 +103,9 @@ impl Router {
                 if normalize {
                     divide_by_sum(weights, 1e-20);
                 }
-                weights.iter_mut().for_each(|weight| *weight *= scale);
+                for weight in weights {
+                    *weight *= scale;
+                }
             }
         }
     }
@@ -135,7 +139,9 @@ fn gather(values: &[f32], indices: &[f32], out: &mut [f32]) {
 
 fn divide_by_sum(weights: &mut [f32], least: f32) {
     let sum: f32 = weights.iter().sum::<f32>() + least;
-    weights.iter_mut().for_each(|weight| *weight /= sum);
+    for weight in weights {
+        *weight /= sum;
+    }
 }
 
 /// Which tokens of a state an expert sees, and with what weights.

@@ -15,7 +15,6 @@ pub struct State {
 
 impl State {
     /// All values one after the other, for a file.
-    #[must_use]
     pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         std::iter::once(&self.hidden).chain(&self.carried)
     }

@@ -37,7 +37,11 @@ impl Limits {
     pub fn experts_at_once(&self, block: &BlockSpec) -> usize {
         let Some(experts) = &block.experts else { return 1 };
         let weights = |expert: usize| -> usize {
-            experts.inputs[expert].iter().chain(std::iter::once(&experts.outputs[expert])).map(|l| l.weights()).sum()
+            experts.inputs[expert]
+                .iter()
+                .chain(std::iter::once(&experts.outputs[expert]))
+                .map(super::weights::LinearSpec::weights)
+                .sum()
         };
         let largest = (0..experts.outputs.len()).map(weights).max().unwrap_or(1).max(1);
         ((self.expert_bytes / (4 * largest as u64)) as usize).clamp(1, experts.outputs.len().max(1))

@@ -20,6 +20,7 @@ fn manifest() -> Manifest {
         parts: vec![Part { name: name.into(), dtype: Dtype::BF16, shape: vec![2, 3], bytes: 12, hash }],
         bits_per_weight: 16.0,
         error,
+        calibration: None,
         hash: ContentHash::of_parts(&[hash]),
     };
     let error = ErrorFigures { relative: 0.1, snr_db: Some(20.0), max_abs: 0.5, cosine: 0.99 };

@@ -59,7 +59,7 @@ pub(super) fn solve_plan(
     let root = inputs.source.checkpoint().root();
     let tokens = calibration::read(root, model.vocabulary, model.max_positions, &calibration)?;
     let known: BTreeSet<&str> =
-        model.blocks.iter().flat_map(|block| block.linears()).map(|linear| linear.weight.as_str()).collect();
+        model.blocks.iter().flat_map(crate::forward::BlockSpec::linears).map(|linear| linear.weight.as_str()).collect();
     for (name, _) in solved.iter().filter(|(name, _)| !known.contains(name)) {
         fallbacks.push(Fallback {
             kind: "no-statistics".into(),

@@ -86,7 +86,7 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
     for (spec, inputs) in blocks.iter().zip(&per_block) {
         let last = solve_worker.gather_block(spec, inputs, &writer)?;
         let block = Block::read(spec, job.source, solve_worker.length())?;
-        solve_worker.end_block(&Both { main: &block, dense: &block }, spec.index, last)?;
+        solve_worker.end_block(&Both { main: &block, dense: &block }, spec.index, last.as_ref())?;
         if spec.experts.is_some() {
             let statistics = Statistics::open(&temporary)?;
             let mut counts = Vec::new();
@@ -317,7 +317,7 @@ impl<'a> Worker<'a> {
         let plain = Block::read(spec, job.source, length)?;
         if !job.solve.compressed {
             self.solve_original(spec, source)?;
-            return self.end_block(&Both { main: &plain, dense: &plain }, index, last);
+            return self.end_block(&Both { main: &plain, dense: &plain }, index, last.as_ref());
         }
         let scaled = Block::read(spec, source, length)?;
         let block = Both { main: &scaled, dense: &plain };
@@ -326,15 +326,15 @@ impl<'a> Worker<'a> {
             self.check_stop(index)?;
             (job.progress)(index, job.solve.model.blocks.len(), description.kind.name());
             if description.kind == Kind::Experts {
-                self.pass(&block, stage, pending.take(), None)?;
+                self.pass(&block, stage, pending.take().as_ref(), None)?;
                 self.experts(spec, source, index)?;
                 pending = Some(Pending { stage, dense: Vec::new(), compressed: Vec::new() });
                 continue;
             }
-            let moments = self.gather(&block, stage, pending.take())?;
+            let moments = self.gather(&block, stage, pending.take().as_ref())?;
             pending = Some(self.solve_stage(stage, source, &description.linears, &moments)?);
         }
-        self.end_block(&block, index, pending)
+        self.end_block(&block, index, pending.as_ref())
     }
 
     /// Statistics of one input of the original model.
@@ -424,7 +424,7 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn gather(&mut self, block: &Both<'_>, stage: usize, pending: Option<Pending>) -> Result<Moments> {
+    fn gather(&mut self, block: &Both<'_>, stage: usize, pending: Option<&Pending>) -> Result<Moments> {
         let spec = block.main.spec;
         let linears = &spec.stages[stage].linears;
         let columns = linears.first().map_or(0, |linear| linear.columns);
@@ -446,7 +446,7 @@ impl<'a> Worker<'a> {
         &mut self,
         block: &Both<'_>,
         stage: usize,
-        pending: Option<Pending>,
+        pending: Option<&Pending>,
         mut moments: Option<&mut Moments>,
     ) -> Result<()> {
         let compressed = self.job.solve.compressed;
@@ -456,7 +456,7 @@ impl<'a> Worker<'a> {
                 // The first stage starts from the states before the block.
                 let source = if stage == 0 { &stream.current } else { &stream.working };
                 let mut state = clock.time(Part::States, || source.read(batch))?;
-                if let (Some(pending), Some(linears)) = (&pending, linears) {
+                if let (Some(pending), Some(linears)) = (pending, linears) {
                     clock.time(Part::Forward, || block.apply(pending.stage, &mut state, linears))?;
                 }
                 if stage == 0 || pending.is_some() {
@@ -535,7 +535,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Applies the last stage and puts the states behind the block aside.
-    fn end_block(&mut self, block: &Both<'_>, index: usize, pending: Option<Pending>) -> Result<()> {
+    fn end_block(&mut self, block: &Both<'_>, index: usize, pending: Option<&Pending>) -> Result<()> {
         let job = self.job;
         let compressed = job.solve.compressed;
         let last = index + 1 == job.solve.model.blocks.len();
@@ -558,7 +558,7 @@ impl<'a> Worker<'a> {
             for batch in 0..stream.working.batches() {
                 let clock = &self.solutions.clock;
                 let mut state = clock.time(Part::States, || stream.working.read(batch))?;
-                if let Some(pending) = &pending {
+                if let Some(pending) = pending {
                     let (block, linears) = if is_main && compressed {
                         (block.main, &pending.compressed)
                     } else {

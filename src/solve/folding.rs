@@ -262,11 +262,11 @@ fn group(encode: &Encode) -> Option<usize> {
     }
 }
 
+/// From weights and their number of rows to what would be stored.
+type Quantize<'a> = dyn Fn(&[f32], usize) -> Vec<f32> + Sync + 'a;
+
 /// What the codec would give back of some rows; the rows themselves where the linear stays dense.
-pub(super) fn quantizer<'a>(
-    encode: Option<&'a Encode>,
-    columns: usize,
-) -> Box<dyn Fn(&[f32], usize) -> Vec<f32> + Sync + 'a> {
+pub(super) fn quantizer(encode: Option<&Encode>, columns: usize) -> Box<Quantize<'_>> {
     match encode {
         None => Box::new(|weights, _| weights.to_vec()),
         Some(encode) => Box::new(move |weights, rows| {

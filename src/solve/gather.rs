@@ -13,12 +13,11 @@ use crate::{
 /// An input of a block: which, its channels, what to gather, and how many tokens it sees at most.
 pub type Input = (Key, usize, Wanted, usize);
 
+/// What to gather of the input that some linears of a stage (and expert) share.
+pub type WantedOf<'a> = dyn Fn(usize, Option<usize>, &[LinearSpec]) -> Option<Wanted> + 'a;
+
 /// Every input of a block's linears. `wanted` says what to gather of each, if anything.
-pub fn inputs(
-    spec: &BlockSpec,
-    tokens: usize,
-    wanted: &dyn Fn(usize, Option<usize>, &[LinearSpec]) -> Option<Wanted>,
-) -> Vec<Input> {
+pub fn inputs(spec: &BlockSpec, tokens: usize, wanted: &WantedOf<'_>) -> Vec<Input> {
     let block = spec.index;
     let mut inputs = Vec::new();
     for (stage, description) in spec.stages.iter().enumerate() {
@@ -68,7 +67,7 @@ impl Worker<'_> {
             let wanted = find(stage, None);
             let mut moments = wanted.map(|(_, columns, wanted, tokens)| Moments::new(*columns, *tokens, *wanted));
             let is_experts = description.kind == Kind::Experts;
-            self.original_pass(&block, stage, pending.take(), |state| {
+            self.original_pass(&block, stage, pending.take().as_ref(), |state| {
                 if let Some(moments) = &mut moments {
                     let x = if is_experts { state.carried[0].clone() } else { block.input(stage, state) };
                     moments.add(&x, None);
@@ -146,13 +145,13 @@ impl Worker<'_> {
         &mut self,
         block: &Block<'_>,
         stage: usize,
-        pending: Option<Pending>,
+        pending: Option<&Pending>,
         mut look: impl FnMut(&State),
     ) -> Result<()> {
         for batch in 0..self.batches() {
             let (stream, clock) = self.original_and_clock();
             let mut state = if stage == 0 { stream.current.read(batch)? } else { stream.working.read(batch)? };
-            if let Some(pending) = &pending {
+            if let Some(pending) = pending {
                 clock.time(Part::Forward, || block.apply(pending.stage, &mut state, &pending.dense))?;
             }
             if stage == 0 || pending.is_some() {

@@ -15,6 +15,7 @@ const BASE_BYTES: u64 = 64 << 20;
 
 /// What is to be solved, and with how much memory.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "what a recipe's passes need, each on its own")]
 pub struct SolvePlan {
     /// What the model computes.
     pub model: Model,

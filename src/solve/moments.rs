@@ -20,9 +20,9 @@ pub struct Moments {
     pub columns: usize,
     /// Σ x xᵀ, `[columns, columns]`; the lower triangle until [`Moments::finish`]. Empty where not asked for.
     pub hessian: Vec<f64>,
-    /// Σ (x_dense − x) xᵀ, `[columns, columns]`. Empty where not asked for.
+    /// `Σ (x_dense − x) xᵀ`, `[columns, columns]`. Empty where not asked for.
     pub drift: Vec<f32>,
-    /// Σ (r_dense − r) xᵀ, `[outputs, columns]`: r is the stream that the outputs are added to. Empty where not asked for.
+    /// `Σ (r_dense − r) xᵀ`, `[outputs, columns]`: r is the stream that the outputs are added to. Empty where not asked for.
     pub residual: Vec<f32>,
     /// Largest magnitude of each channel.
     pub absmax: Vec<f32>,

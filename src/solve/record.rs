@@ -41,7 +41,7 @@ pub struct Head {
 pub struct Solved {
     /// Calibration tokens that the matrix saw.
     pub tokens: u64,
-    /// tr(ΔW H ΔWᵀ) / tokens of rounding to nearest.
+    /// tr(ΔW H `ΔWᵀ`) / tokens of rounding to nearest.
     pub loss_nearest: f64,
     /// The same after the sweep.
     pub loss_sweep: f64,
@@ -65,12 +65,15 @@ pub enum Line {
     Found { what: String, value: f64 },
 }
 
+/// A kept matrix: hash of its file, how it was solved, what deviated.
+type Kept = (ContentHash, Solved, BTreeMap<String, u64>);
+
 /// The folder of solutions.
 #[derive(Debug)]
 pub struct Solutions {
     folder: PathBuf,
     journal: Option<File>,
-    matrices: BTreeMap<(String, usize), (ContentHash, Solved, BTreeMap<String, u64>)>,
+    matrices: BTreeMap<(String, usize), Kept>,
     /// Blocks whose transforms are found.
     pub transforms: BTreeMap<usize, ContentHash>,
     /// The last block done and the hashes of the states behind it.
@@ -83,6 +86,9 @@ pub struct Solutions {
 
 impl Solutions {
     /// Opens the folder, keeping what an earlier run with the same head left there.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
     pub fn open(folder: &Path, head: &Head) -> Result<Self, SolveFailure> {
         let io = |source| SolveFailure::io(folder, source);
         std::fs::create_dir_all(folder).map_err(io)?;
@@ -131,6 +137,9 @@ impl Solutions {
     }
 
     /// Adds a line.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
     pub fn append(&mut self, line: Line) -> Result<(), SolveFailure> {
         let mut text = serde_json::to_string(&line).unwrap_or_default();
         text.push('\n');
@@ -153,6 +162,10 @@ impl Solutions {
     }
 
     /// Keeps a solved matrix.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
+    #[expect(clippy::too_many_arguments, reason = "everything that is known of one matrix")]
     pub fn keep(
         &mut self,
         name: &str,
@@ -176,12 +189,12 @@ impl Solutions {
             ("zeros", Dtype::F32, vec![coded.zeros.len()], bytemuck::cast_slice(&coded.zeros)),
             ("codes", Dtype::U8, vec![coded.rows, row_bytes], &codes),
         ];
-        let hash = self.write(&self.path(name, expert.unwrap_or(0)), &tensors)?;
+        let hash = Self::write(&self.path(name, expert.unwrap_or(0)), &tensors)?;
         let deviations = deviations.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
         self.append(Line::Matrix { name: name.to_owned(), expert, hash, solved, deviations })
     }
 
-    fn write(&self, path: &Path, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<ContentHash, SolveFailure> {
+    fn write(path: &Path, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<ContentHash, SolveFailure> {
         let mut bytes = header_bytes(tensors.iter().map(|(name, dtype, shape, _)| (*name, *dtype, &shape[..])), &[]);
         for (.., data) in tensors {
             bytes.extend_from_slice(data);
@@ -191,12 +204,15 @@ impl Solutions {
     }
 
     /// Keeps lists of numbers, by name.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
     pub fn keep_lists(&mut self, file: &str, lists: &[(String, Vec<f64>)]) -> Result<ContentHash, SolveFailure> {
         let tensors: Vec<(&str, Dtype, Vec<usize>, &[u8])> = lists
             .iter()
             .map(|(name, values)| (name.as_str(), Dtype::F64, vec![values.len()], bytemuck::cast_slice(values)))
             .collect();
-        self.write(&self.folder.join(file), &tensors)
+        Self::write(&self.folder.join(file), &tensors)
     }
 
     /// Reads lists back; none when the file is not what the journal says.

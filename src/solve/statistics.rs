@@ -114,6 +114,9 @@ pub struct Writer {
 
 impl Writer {
     /// Starts a file for these inputs. Expert inputs of unknown size are given the most tokens they can see.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
     pub fn create(
         path: &Path,
         inputs: &[(Key, usize, Wanted, usize)],
@@ -158,6 +161,9 @@ impl Writer {
     }
 
     /// Writes the finished moments of one input.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
     pub fn write(&self, key: Key, moments: &Moments) -> Result<(), SolveFailure> {
         let name = key.name();
         let put = |part: &str, bytes: &[u8], at: u64| -> Result<(), SolveFailure> {
@@ -188,11 +194,17 @@ pub struct Statistics {
 
 impl Statistics {
     /// Opens a file, whatever it belongs to.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
     pub fn open(path: &Path) -> crate::Result<Self> {
         Ok(Self { checkpoint: Checkpoint::open(path)? })
     }
 
     /// Opens a file that must be of this model, text and settings.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
     pub fn open_for(path: &Path, identity: &Identity) -> crate::Result<Self> {
         let statistics = Self::open(path)?;
         let metadata = metadata(path).map_err(|source| SolveFailure::io(path, source))?;
@@ -244,7 +256,7 @@ impl Statistics {
             moments.hessian = vec![0.0; n * n];
             let mut at = 0;
             for row in 0..n {
-                moments.hessian[row * n..row * n + row + 1].copy_from_slice(&triangle[at..=at + row]);
+                moments.hessian[(row * n)..=(row * n + row)].copy_from_slice(&triangle[at..=at + row]);
                 at += row + 1;
             }
             moments.finish();

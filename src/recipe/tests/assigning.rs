@@ -88,7 +88,8 @@ fn later_overrides_win_leaf_by_leaf() {
     assert_eq!(bits(&recipe, &llama(), "model.layers.1.mlp.down_proj.weight"), Some(6));
     assert_eq!(bits(&recipe, &llama(), "model.layers.0.self_attn.q_proj.weight"), Some(4));
     let assignments = recipe.assign(&llama()).unwrap();
-    let Settings::Rtn(down) = &assignments.iter().find(|assignment| assignment.tensor == DOWN).unwrap().settings;
+    let assigned = assignments.iter().find(|assignment| assignment.tensor == DOWN).unwrap();
+    let down = assigned.settings.number().unwrap();
     assert!(!down.symmetric, "set by the first override, not touched by the second");
     assert_eq!(down.sharing, rtn::Sharing::Group { group_size: 64 }, "set by the rule");
 }
@@ -102,7 +103,8 @@ fn a_later_encoding_rule_replaces_an_earlier_one() {
     assert!(names.iter().all(|(rule, name)| (*rule == 1) == name.contains("down")), "{names:?}");
     assert!(names.is_sorted_by_key(|(rule, _)| *rule));
     assert_eq!(bits(&recipe, &llama(), DOWN), Some(8));
-    let Settings::Rtn(down) = &recipe.assign(&llama()).unwrap().pop().unwrap().settings.clone();
+    let settings = recipe.assign(&llama()).unwrap().pop().unwrap().settings;
+    let down = settings.number().unwrap();
     assert!(down.symmetric, "nothing of the replaced rule is left");
 }
 

@@ -106,7 +106,7 @@ fn assigned(recipe: &Recipe, model: &ModelMap) -> Vec<(usize, String)> {
 /// Bits that a tensor gets.
 fn bits(recipe: &Recipe, model: &ModelMap, name: &str) -> Option<u8> {
     let assignments = recipe.assign(model).unwrap_or_else(|error| panic!("{error}"));
-    let Settings::Rtn(settings) = &assignments.iter().find(|assignment| assignment.tensor == name)?.settings;
+    let settings = assignments.iter().find(|assignment| assignment.tensor == name)?.settings.number()?;
     match settings.number {
         rtn::Number::Integer { bits } => Some(bits),
         rtn::Number::Float { .. } => None,
