@@ -49,9 +49,9 @@ impl Factor {
         SolveError::check("second moments", columns * columns, hessian.len())?;
         if let Some(drift) = moments.drift {
             SolveError::check("drift", columns * columns, drift.len())?;
-            refuse_non_finite(drift, columns, |value| value.is_finite())?;
+            refuse_non_finite(drift, columns, f32::is_finite)?;
         }
-        refuse_non_finite(hessian, columns, |value| value.is_finite())?;
+        refuse_non_finite(hessian, columns, f64::is_finite)?;
 
         let diagonal: Vec<f64> = (0..columns).map(|column| hessian[column * columns + column]).collect();
         let mean = diagonal.iter().sum::<f64>() / columns.max(1) as f64;

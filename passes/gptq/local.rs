@@ -1,7 +1,7 @@
 //! One group solved again while all others stay.
 //!
 //! With everything but one group fixed, the loss is a quadratic form of the group's own block of H around the group's
-//! optimum c = v − g H_gg⁻¹, where g is the gradient. Other scales and zero points are tried by a small sweep towards c,
+//! optimum `c = v − g H_gg⁻¹`, where g is the gradient. Other scales and zero points are tried by a small sweep towards c,
 //! which gives the exact loss of each.
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
@@ -28,7 +28,7 @@ const BETTER: f64 = 1.0 - 1e-5;
 /// The factors of the blocks of H that belong to one group each.
 pub struct Blocks(Vec<Block>);
 
-/// H_gg⁻¹ = Uᵀ U.
+/// `H_gg⁻¹ = Uᵀ U`.
 pub struct Block {
     /// The group's columns, counted from its first, in the order of the sweep.
     order: Vec<usize>,

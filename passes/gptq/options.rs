@@ -59,7 +59,7 @@ pub struct Moments<'a> {
     pub columns: usize,
     /// Σ x xᵀ, `[columns, columns]`, symmetric. The scale is free.
     pub hessian: &'a [f64],
-    /// Σ (x_dense − x) xᵀ, `[columns, columns]` row-major: the row is a channel of x_dense − x. Scaled like `hessian`.
+    /// `Σ (x_dense − x) xᵀ`, `[columns, columns]` row-major: the row is a channel of `x_dense − x`. Scaled like `hessian`.
     pub drift: Option<&'a [f32]>,
 }
 

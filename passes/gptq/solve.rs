@@ -32,7 +32,7 @@ pub fn solve(
 }
 
 /// The same for a layer whose output is added to a stream that has already lost something: `residual` is
-/// Σ (r_dense − r) xᵀ, `[rows, columns]`, where r is the stream before the layer's output is added.
+/// `Σ (r_dense − r) xᵀ`, `[rows, columns]`, where r is the stream before the layer's output is added.
 ///
 /// # Errors
 /// As for [`solve`].

@@ -8,9 +8,9 @@ use super::{chunk::ROWS, factor::Factor};
 /// What the target is corrected for.
 #[derive(Debug, Clone, Copy)]
 pub struct Correction<'a> {
-    /// Σ (x_dense − x) xᵀ, `[columns, columns]`.
+    /// `Σ (x_dense − x) xᵀ`, `[columns, columns]`.
     pub drift: Option<&'a [f32]>,
-    /// Σ (r_dense − r) xᵀ, `[rows, columns]`.
+    /// `Σ (r_dense − r) xᵀ`, `[rows, columns]`.
     pub residual: Option<&'a [f32]>,
     /// Share of the correction.
     pub share: f64,

@@ -78,7 +78,7 @@ pub fn cholesky_smallest_first(
         let next = order.min(first + PIVOTED_PANEL);
         for pivot in first..next {
             let best = (pivot..order).min_by(|a, b| left_over[*a].total_cmp(&left_over[*b])).unwrap_or(pivot);
-            if !(left_over[best] > 0.0) {
+            if left_over[best].is_nan() || left_over[best] <= 0.0 {
                 return Err(DecompositionError::NotPositiveDefinite { pivot });
             }
             swap(matrix, order, pivot, best);
@@ -97,7 +97,7 @@ pub fn cholesky_smallest_first(
                     }
                 }
             });
-            if !(column[0] > 0.0) {
+            if column[0].is_nan() || column[0] <= 0.0 {
                 return Err(DecompositionError::NotPositiveDefinite { pivot });
             }
             let diagonal = column[0].sqrt();
