@@ -130,6 +130,14 @@ pub enum SolveError {
         /// The other.
         column: usize,
     },
+    /// The correction is beyond the numbers.
+    #[error("the corrected weight at row {row}, column {column} is not finite")]
+    Target {
+        /// Row of the first one.
+        row: usize,
+        /// Its column.
+        column: usize,
+    },
     /// Outliers kept exact do not go with the sweep.
     #[error("weights kept exact beside the codes are not supported")]
     Outliers,

@@ -17,6 +17,8 @@ use crate::{codec::ScaleFormat, passes::rtn::grid::GroupScale};
 
 /// Columns whose gradient is computed by one product.
 const PANEL: usize = 128;
+/// Share of the chunk's loss that a round must gain for another one to be worth its time.
+const WORTH: f64 = 2e-3;
 
 /// A chunk under refinement.
 pub struct Refinement<'c, 'a> {
@@ -26,18 +28,21 @@ pub struct Refinement<'c, 'a> {
     differences: Vec<f32>,
     /// By how much each row's loss has fallen.
     gains: Vec<f64>,
+    /// The loss of all rows at the start.
+    loss: f64,
 }
 
 impl<'c, 'a> Refinement<'c, 'a> {
-    /// Starts from the chunk's levels.
-    pub fn new(chunk: &'c mut Chunk<'a>, blocks: Option<&'c Blocks>) -> Self {
+    /// Starts from the chunk's levels, whose loss is given.
+    pub fn new(chunk: &'c mut Chunk<'a>, blocks: Option<&'c Blocks>, loss: f64) -> Self {
         let mut differences = chunk.values();
         differences.iter_mut().zip(&chunk.target).for_each(|(value, target)| *value -= target);
         let gains = vec![0.0; chunk.lanes];
-        Self { blocks: blocks.filter(|_| chunk.own_scales), chunk, differences, gains }
+        Self { blocks: blocks.filter(|_| chunk.own_scales), chunk, differences, gains, loss }
     }
 
-    /// Goes round until nothing changes. Returns how many rounds changed anything, and by how much the rows' losses fell.
+    /// Goes round until little changes. Returns how many rounds changed more than a little, and by how much the rows'
+    /// losses fell.
     pub fn run(mut self, rounds: usize) -> (usize, Vec<f64>) {
         let rounds = (0..rounds).take_while(|round| self.round(*round)).count();
         (rounds, self.gains)
@@ -45,7 +50,7 @@ impl<'c, 'a> Refinement<'c, 'a> {
 
     fn round(&mut self, round: usize) -> bool {
         let (columns, width) = (self.chunk.factor.columns, self.chunk.width());
-        // A panel holds whole groups, or lies within one.
+        // A panel holds whole groups, unless they are too wide to be solved as a whole.
         let panel = if width <= WIDEST { PANEL.next_multiple_of(width) } else { PANEL };
         let before: f64 = self.gains.iter().sum();
         if width > WIDEST && self.chunk.own_scales && self.chunk.grid.scale_format() != ScaleFormat::E8M0 {
@@ -62,7 +67,8 @@ impl<'c, 'a> Refinement<'c, 'a> {
                 first = last;
             }
         }
-        self.gains.iter().sum::<f64>() > before
+        let gained: f64 = self.gains.iter().sum();
+        gained - before > WORTH * (self.loss - gained)
     }
 
     /// (v − t) H for some columns.

@@ -9,23 +9,14 @@ use super::{
     loss,
     options::{Linear, Moments, Report, Solution, SolveError, SolveOptions},
     refine::Refinement,
+    shared::{self, Shared},
     sweep::Sweep,
     target::{self, Correction},
 };
 use crate::{
-    codec::{CodecError, CodedRows, Granularity, MatrixParameters, ScaleFormat, ZeroPoint, range},
-    passes::{
-        Deviations,
-        rtn::{
-            grid::{Grid, GroupScale},
-            kernels::extent,
-            search::least_squares,
-        },
-    },
+    codec::{CodecError, CodedRows, Granularity, ZeroPoint, range},
+    passes::{Deviations, rtn::grid::GroupScale},
 };
-
-/// Sweeps with the scales that refinement has found, each refined in turn.
-const AGAIN: usize = 1;
 
 /// Quantizes one layer. Same input, same result, whatever the number of threads.
 ///
@@ -71,79 +62,17 @@ pub fn solve_towards(
     let corrects = options.drift_share != 0.0 && (moments.drift.is_some() || residual.is_some());
     let target = corrects.then(|| target::corrected(factor, linear.weights, &correction));
     let target = target.as_deref().unwrap_or(linear.weights);
+    if let Some(index) = range::first_non_finite(target) {
+        return Err(SolveError::Target { row: index / columns, column: index % columns });
+    }
     let shared = Shared::new(linear, target, columns, options)?;
-    let job = Job { factor, linear, options, target, shared: &shared, blocks: None };
     let width = linear.codec.group_columns(columns);
     let blocks = if options.refine { Blocks::new(factor, width) } else { None };
-    let job = Job { blocks: blocks.as_ref(), ..job };
+    let job = Job { factor, linear, options, target, shared: &shared, blocks: blocks.as_ref() };
 
-    let chunk_rows = ROWS.max(1);
-    let chunks = if columns == 0 { 0 } else { rows.div_ceil(chunk_rows) };
-    let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * chunk_rows)).collect();
+    let chunks = if columns == 0 { 0 } else { rows.div_ceil(ROWS) };
+    let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * ROWS)).collect();
     Ok(job.assemble(done))
-}
-
-/// Scales that are not those of single rows.
-struct Shared {
-    grid: Grid,
-    parameters: MatrixParameters,
-    /// Scales of blocks or of the tensor, `[scale rows, groups]`.
-    groups: Vec<GroupScale>,
-    /// Rows that share them; 0 for none.
-    height: usize,
-}
-
-impl Shared {
-    fn new(linear: &Linear, target: &[f32], columns: usize, options: &SolveOptions) -> Result<Self, SolveError> {
-        let mut shared =
-            Self { grid: linear.grid.clone(), parameters: MatrixParameters::default(), groups: Vec::new(), height: 0 };
-        let best = |grid: &Grid, weights: &[f32]| {
-            let extent = extent(weights).unwrap_or_default();
-            if options.search_steps == 0 { Ok(grid.min_max(extent)) } else { least_squares(weights, grid, extent) }
-        };
-        if linear.codec.scale == ScaleFormat::E4M3OverGlobal {
-            let global = linear.grid.global_for(extent(target).unwrap_or_default().absmax());
-            shared.grid = linear.grid.with_global(global);
-            shared.parameters.tensor_scale = Some(global);
-        }
-        match linear.codec.granularity {
-            Granularity::Tensor => {
-                let group = best(&shared.grid, target)?;
-                shared.parameters.tensor_scale = Some(group.scale);
-                shared.parameters.tensor_zero = (linear.codec.zero != ZeroPoint::None).then_some(group.zero);
-                shared.groups = vec![group];
-                shared.height = linear.rows.max(1);
-            }
-            Granularity::Block { rows, columns: width } if columns > 0 => {
-                for band in target.chunks(rows * columns) {
-                    for first in (0..columns).step_by(width) {
-                        let last = columns.min(first + width);
-                        let weights: Vec<f32> =
-                            band.chunks(columns).flat_map(|row| &row[first..last]).copied().collect();
-                        shared.groups.push(best(&shared.grid, &weights)?);
-                    }
-                }
-                shared.height = rows;
-            }
-            _ => {}
-        }
-        Ok(shared)
-    }
-
-    /// Gives a chunk its scales, where they are shared.
-    fn put(&self, chunk: &mut Chunk) {
-        if self.height == 0 {
-            return;
-        }
-        let groups = chunk.groups.len();
-        for group in 0..groups {
-            let of_lane = |lane: usize| {
-                let row = chunk.first + lane.min(chunk.rows - 1);
-                self.groups[row / self.height * groups + group]
-            };
-            chunk.groups[group] = (0..chunk.lanes).map(of_lane).collect();
-        }
-    }
 }
 
 /// A solved chunk.
@@ -177,7 +106,7 @@ impl<'a> Job<'a> {
     fn chunk(&self, first: usize) -> Done {
         let given = self.start(first, self.linear.weights);
         let mut report =
-            Report { loss_nearest: self.loss(&nearest(&given), &given.target, &given), ..Report::default() };
+            Report { loss_nearest: self.loss(&shared::nearest(&given), &given.target, &given), ..Report::default() };
         let corrected = !std::ptr::eq(self.target, self.linear.weights);
         let mut chunk = self.start(first, self.target);
         let sweep = Sweep { block: self.options.block_size.max(1), search_steps: self.options.search_steps };
@@ -187,11 +116,7 @@ impl<'a> Job<'a> {
         report.loss_sweep =
             if corrected { self.loss(&values, &given.target, &chunk) } else { report.target_loss_sweep };
         if self.options.refine {
-            {
-                let rounds;
-                (rounds, losses) = self.improve(&mut chunk, losses, sweep);
-                report.rounds += rounds;
-            }
+            (report.rounds, losses) = self.improve(&mut chunk, losses, sweep);
             values = chunk.values();
         }
         report.target_loss_refined = self.undamped(&losses, &values, &chunk);
@@ -213,27 +138,30 @@ impl<'a> Job<'a> {
     /// Refines, then sweeps again with the scales found and refines what that gives; each row keeps the better.
     fn improve(&self, chunk: &mut Chunk<'a>, mut losses: Vec<f64>, sweep: Sweep) -> (usize, Vec<f64>) {
         let refine = |chunk: &mut Chunk<'a>, losses: &mut [f64]| {
-            let (rounds, gains) = Refinement::new(chunk, self.blocks).run(self.options.refine_rounds);
+            let (rounds, gains) =
+                Refinement::new(chunk, self.blocks, losses.iter().sum()).run(self.options.refine_rounds);
             losses.iter_mut().zip(gains).for_each(|(loss, gain)| *loss -= gain);
             rounds
         };
-        let mut rounds = refine(chunk, &mut losses);
-        for _ in 0..AGAIN {
-            let (levels, groups) = (chunk.levels.clone(), chunk.groups.clone());
-            let mut again = sweep.run(chunk);
-            rounds += refine(chunk, &mut again);
-            let lanes = chunk.lanes;
-            for lane in (0..lanes).filter(|lane| again[*lane] >= losses[*lane]) {
-                let column = |levels: &[f32]| levels.iter().skip(lane).step_by(lanes).copied().collect::<Vec<f32>>();
-                let old = column(&levels);
-                chunk.levels.iter_mut().skip(lane).step_by(lanes).zip(old).for_each(|(level, old)| *level = old);
-                for (new, old) in chunk.groups.iter_mut().zip(&groups) {
-                    new[lane] = old[lane];
-                }
-            }
-            losses.iter_mut().zip(again).for_each(|(loss, again)| *loss = loss.min(again));
+        let rounds = refine(chunk, &mut losses);
+        if rounds == 0 {
+            // The scales are as good as before, so another sweep would find as good as the same.
+            return (rounds, losses);
         }
-        (rounds, losses)
+        let (levels, groups) = (chunk.levels.clone(), chunk.groups.clone());
+        let mut again = sweep.run(chunk);
+        let more = refine(chunk, &mut again);
+        let lanes = chunk.lanes;
+        for lane in (0..lanes).filter(|lane| again[*lane] >= losses[*lane]) {
+            for place in (lane..levels.len()).step_by(lanes) {
+                chunk.levels[place] = levels[place];
+            }
+            for (new, old) in chunk.groups.iter_mut().zip(&groups) {
+                new[lane] = old[lane];
+            }
+        }
+        losses.iter_mut().zip(again).for_each(|(loss, again)| *loss = loss.min(again));
+        (rounds + more, losses)
     }
 
     /// The undamped loss of all rows from the damped one of each.
@@ -322,28 +250,4 @@ impl Report {
         self.target_loss_refined += other.target_loss_refined;
         self.rounds = self.rounds.max(other.rounds);
     }
-}
-
-/// What plain rounding to nearest, with scales of minimum and maximum, makes of the chunk's weights.
-fn nearest(chunk: &Chunk) -> Vec<f32> {
-    use super::{lanes, search::Group};
-    let mut values = chunk.target.clone();
-    let rows = chunk.lanes;
-    let mut levels = vec![0.0; rows];
-    for group in 0..chunk.groups.len() {
-        let columns = chunk.columns_of(group);
-        let weights = &mut values[columns.start * rows..columns.end * rows];
-        let mut groups = chunk.groups[group].clone();
-        if groups.is_empty() {
-            groups = Group { grid: chunk.grid, weights, importance: &[], rows }.min_max();
-        }
-        let scales = lanes::Lanes::new(chunk.grid, &groups);
-        for column in weights.chunks_exact_mut(rows) {
-            lanes::round(chunk.grid.element(), column, &scales, &mut levels);
-            for lane in 0..rows {
-                column[lane] = levels[lane] * scales.step[lane];
-            }
-        }
-    }
-    values
 }

@@ -258,6 +258,23 @@ fn each_step_lowers_the_loss() {
 }
 
 #[test]
+fn wide_and_uneven_groups_are_refined() {
+    use Granularity::{Channel, Group, Tensor};
+    let (rows, columns) = (20, 700);
+    let mut numbers = Numbers(31);
+    let hessian = moments(columns, 800, &mut numbers);
+    let weights = weights(rows * columns, &mut numbers);
+    let moments = Moments { columns, hessian: &hessian, drift: None };
+    for granularity in [Channel, Group(650), Group(300), Group(129), Tensor] {
+        let codec = codec(Element::Integer { bits: 3 }, granularity, ScaleFormat::BF16, ZeroPoint::Integer);
+        let report = solve_with(&weights, rows, &codec, &moments, &SolveOptions::default()).report;
+        assert!(report.loss_sweep < report.loss_nearest, "{granularity:?}: {report:?}");
+        assert!(report.loss_refined < report.loss_sweep, "{granularity:?}: {report:?}");
+        assert!(report.rounds > 0);
+    }
+}
+
+#[test]
 fn bits_do_not_depend_on_threads() {
     let (rows, columns) = (200, 300);
     let mut numbers = Numbers(5);
@@ -265,10 +282,17 @@ fn bits_do_not_depend_on_threads() {
     let drift: Vec<f32> = hessian.iter().map(|moment| (moment * numbers.next() * 0.01) as f32).collect();
     let weights = weights(rows * columns, &mut numbers);
     let moments = Moments { columns, hessian: &hessian, drift: Some(&drift) };
+    let residual: Vec<f32> = weights.iter().map(|weight| weight * 0.1).collect();
     let codec = codec(Element::Integer { bits: 3 }, Granularity::Group(32), ScaleFormat::F16, ZeroPoint::Integer);
+    let grid = Grid::new(&codec, Dtype::BF16, 0);
     let solve_on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| solve_with(&weights, rows, &codec, &moments, &SolveOptions::default()))
+        pool.install(|| {
+            let options = SolveOptions::default();
+            let factor = Factor::new(&moments, &options).unwrap();
+            let linear = Linear { weights: &weights, rows, codec: &codec, grid: &grid };
+            solve_towards(&factor, &moments, &linear, Some(&residual), &options).unwrap()
+        })
     };
     let alone = solve_on(1);
     assert_eq!(alone, solve_on(2));
@@ -316,7 +340,7 @@ fn dead_channels_are_rounded_to_nearest() {
             for column in dead {
                 let place = row * columns + column;
                 let error = (solution.dequantized[place] - weights[place]).abs();
-                assert!(error <= step * 0.5001 || solution.coded.codes[place].is_multiple_of(255), "{codec:?}");
+                assert!(error <= step * 0.5001 || [0, 255].contains(&solution.coded.codes[place]), "{codec:?}");
             }
         }
     }
@@ -374,6 +398,10 @@ fn what_cannot_be_solved_is_refused() {
         attempt(&bad, &codec),
         SolveError::Codec(crate::codec::CodecError::NonFinite { row: 1, column: 2, .. })
     ));
+    let endless = [f32::MAX; 8];
+    let linear = Linear { weights: &[f32::MAX; 8], rows: 2, codec: &codec, grid: &grid };
+    let refused = solve_towards(&factor, &good, &linear, Some(&endless), &plain()).unwrap_err();
+    assert_eq!(refused, SolveError::Target { row: 0, column: 0 });
     let outliers = Codec { outliers: Some(crate::codec::OutlierCount { count: 1 }), ..codec.clone() };
     assert_eq!(attempt(&[0.0; 8], &outliers), SolveError::Outliers);
     let mut infinite = hessian.clone();

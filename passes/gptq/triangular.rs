@@ -215,3 +215,71 @@ pub fn invert_lower(matrix: &mut [f64], order: usize) {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A positive definite matrix without a pattern.
+    fn matrix(order: usize) -> Vec<f64> {
+        let part = |i: usize, j: usize| ((i * 7919 + j * 104_729 + i * j * 31) % 1009) as f64 / 1009.0 - 0.5;
+        let mut matrix = vec![0.0; order * order];
+        for i in 0..order {
+            for j in 0..order {
+                matrix[i * order + j] = (0..order).map(|k| part(i, k) * part(j, k)).sum();
+            }
+            matrix[i * order + i] += 0.1 + part(i, 3).abs();
+        }
+        matrix
+    }
+
+    fn lower(matrix: &[f64], order: usize) -> impl Fn(usize, usize) -> f64 + '_ {
+        move |row, column| if row >= column { matrix[column * order + row] } else { 0.0 }
+    }
+
+    #[test]
+    fn factors_multiply_to_the_matrix_and_inverses_to_one() {
+        for order in [1, 5, 64, 129, 300] {
+            let given = matrix(order);
+            for choose in [false, true] {
+                let mut factor = given.clone();
+                let mut permutation: Vec<usize> = (0..order).collect();
+                if choose {
+                    cholesky_smallest_first(&mut factor, order, &mut permutation).unwrap();
+                } else {
+                    cholesky(&mut factor, order).unwrap();
+                }
+                let mut inverse = factor.clone();
+                invert_lower(&mut inverse, order);
+                let (factor, inverse) = (lower(&factor, order), lower(&inverse, order));
+                for i in 0..order {
+                    for j in 0..=i {
+                        let product: f64 = (0..=j).map(|k| factor(i, k) * factor(j, k)).sum();
+                        let expected = given[permutation[i] * order + permutation[j]];
+                        assert!((product - expected).abs() < 1e-10, "{order} {choose}: {product} {expected}");
+                        let one: f64 = (j..=i).map(|k| factor(i, k) * inverse(k, j)).sum();
+                        assert!((one - f64::from(u8::from(i == j))).abs() < 1e-9, "{order} {choose}: {one}");
+                    }
+                }
+                if choose {
+                    // Each pivot is the least that was left: later rows have at least as much left at its time.
+                    for pivot in 0..order {
+                        let left = |row: usize| (pivot..=row).map(|k| factor(row, k).powi(2)).sum::<f64>();
+                        assert!((pivot..order).all(|row| left(row) > left(pivot) * (1.0 - 1e-9)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_positive_definite_is_refused() {
+        let mut indefinite = matrix(20);
+        indefinite[7 * 21] = -1.0;
+        let mut permutation: Vec<usize> = (0..20).collect();
+        let error = cholesky(&mut indefinite.clone(), 20).unwrap_err();
+        assert_eq!(error, DecompositionError::NotPositiveDefinite { pivot: 7 });
+        let error = cholesky_smallest_first(&mut indefinite, 20, &mut permutation).unwrap_err();
+        assert_eq!(error, DecompositionError::NotPositiveDefinite { pivot: 0 });
+    }
+}
