@@ -144,9 +144,7 @@ fn any_budget_gives_the_same_bytes_also_when_it_changes_on_the_way() {
         let (reference, tight) = (bench.path(&format!("{name}-reference")), bench.path(&format!("{name}-tight")));
         expect_exit(&mut run(&recipe, &model(), &reference), 0);
         let smallest = json(&expect_exit(&mut plan(&recipe, &model(), &tight), 0))["smallest_memory_bytes"].to_string();
-        let mut child = until(&mut run(&recipe, &model(), &tight), &tight, 4);
-        child.kill().unwrap();
-        assert!(!child.wait().unwrap().success());
+        kill_at(&recipe, &tight, 4);
         expect_exit(run(&recipe, &model(), &tight).args(["--max-memory", &smallest]), 0);
         assert_same(&reference, &tight);
         std::fs::remove_dir_all(&tight).unwrap();
@@ -201,12 +199,26 @@ fn an_interrupted_calibration_stops_cleanly_and_continues() {
     assert!(!work(&out).exists());
 }
 
+/// Runs until so many things are found and kills it there; tries again where it was over before.
+fn kill_at(recipe: &Path, out: &Path, point: usize) {
+    for _ in 0..5 {
+        let mut child = until(&mut run(recipe, &model(), out), out, point);
+        child.kill().unwrap();
+        if !child.wait().unwrap().success() {
+            return;
+        }
+        std::fs::remove_dir_all(out).unwrap();
+    }
+    panic!("five runs were over before they could be killed after {point} lines");
+}
+
 /// A run that was killed and whose work folder was damaged afterwards, as a power cut can: found again, never trusted.
 #[test]
 fn damaged_finds_of_a_killed_run_are_found_again() {
     let bench = Bench::new();
+    let mut problems = Vec::new();
     let smoothed = format!("[[pass]]\nuse = \"smoothquant\"\n[[pass]]\nuse = \"gptq\"\n{W8A8}");
-    for (name, passes) in [("gptq", GPTQ), ("smoothed", &smoothed)] {
+    for (name, passes, last) in [("gptq", GPTQ, 33), ("smoothed", &smoothed, 37)] {
         let recipe = bench.recipe(name, passes, "compressed-tensors", 8);
         let (reference, out) = (bench.path(&format!("{name}-reference")), bench.path(name));
         expect_exit(&mut run(&recipe, &model(), &reference), 0);
@@ -219,19 +231,19 @@ fn damaged_finds_of_a_killed_run_are_found_again() {
             ("matrices and scales", |path| flip(path, ".safetensors")),
         ];
         for (what, damage) in damages {
-            // Once in the middle of a block, once right behind one.
-            for point in [13, 17] {
-                let mut child = until(&mut run(&recipe, &model(), &out), &out, point);
-                child.kill().unwrap();
-                assert!(!child.wait().unwrap().success(), "{name}, {what}: the run was over before it was killed");
+            // In the middle of a block, right behind one, and behind the last.
+            for point in [13, 17, last] {
+                kill_at(&recipe, &out, point);
                 damage(&work(&out).join("solved"));
                 expect_exit(&mut run(&recipe, &model(), &out), 0);
-                println!("{name}: {what}, damaged after {point} lines");
-                assert_same(&reference, &out);
+                if contents(&reference) != contents(&out) {
+                    problems.push(format!("{name}: {what}, damaged after {point} lines"));
+                }
                 std::fs::remove_dir_all(&out).unwrap();
             }
         }
     }
+    assert!(problems.is_empty(), "other bytes: {problems:#?}");
 }
 
 /// Changes a byte in every solved file that ends so; with no ending, in those that hold hidden states.
@@ -256,9 +268,7 @@ fn other_text_under_the_same_name_is_never_mixed_in() {
     let bench = Bench::new();
     let recipe = bench.recipe("gptq", GPTQ, "compressed-tensors", 16);
     let out = bench.path("out");
-    let mut child = until(&mut run(&recipe, &model(), &out), &out, 12);
-    child.kill().unwrap();
-    assert!(!child.wait().unwrap().success());
+    kill_at(&recipe, &out, 12);
     std::fs::copy(docs("cli.md"), bench.path("text.txt")).unwrap();
     // Nothing is written yet, so what was found is dropped and found anew.
     expect_exit(&mut run(&recipe, &model(), &out), 0);
@@ -470,6 +480,64 @@ fn copy_model(to: &Path, keep: impl Fn(&str) -> bool) {
             std::fs::copy(&entry, to.join(&name)).unwrap();
         }
     }
+}
+
+#[test]
+fn every_calibrated_fixture_is_planned_exactly_and_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipes: Vec<PathBuf> =
+        std::fs::read_dir(fixture("calibrated")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    recipes.sort();
+    assert!(recipes.len() >= 8, "the recipes are there");
+    let mut problems = Vec::new();
+    for recipe in recipes {
+        let out = folder.path().join(recipe.file_stem().unwrap());
+        let planned = json(&expect_exit(&mut plan(&recipe, &model(), &out), 0));
+        expect_exit(&mut run(&recipe, &model(), &out), 0);
+        let mut files: Vec<(String, u64)> = planned["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|file| (file["name"].as_str().unwrap().to_owned(), file["bytes"].as_u64().unwrap()))
+            .collect();
+        files.sort();
+        let written: Vec<(String, u64)> = contents(&out)
+            .into_iter()
+            .filter(|(name, _)| name != "manifest.json")
+            .map(|(name, bytes)| (name, bytes.len() as u64))
+            .collect();
+        assert_eq!(files, written, "{}", recipe.display());
+        let output = bantam().args(["verify", "--quiet"]).arg(&out).arg("--source").arg(model()).output().unwrap();
+        if output.status.code() != Some(0) {
+            let found = String::from_utf8_lossy(&output.stdout).into_owned();
+            problems.push(format!("{}: {}", recipe.display(), found.lines().take(3).collect::<Vec<_>>().join(" ")));
+        }
+    }
+    assert!(problems.is_empty(), "verify --source:\n{}", problems.join("\n"));
+}
+
+/// Fewer tokens than channels, and next to no damping: it is raised until the second moments can be factored.
+#[test]
+fn damping_that_is_raised_is_told_once_and_by_its_name() {
+    let bench = Bench::new();
+    let recipe = bench.recipe("damped", &format!("{GPTQ}damping = 1e-15\n"), "compressed-tensors", 1);
+    let out = bench.path("out");
+    expect_exit(&mut run(&recipe, &model(), &out), 0);
+    let manifest = manifest(&out);
+    let mut told: Vec<(&str, &str)> = manifest["fallbacks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|fallback| (fallback["tensor"].as_str().unwrap(), fallback["kind"].as_str().unwrap()))
+        .collect();
+    let all = told.len();
+    assert!(all > 0, "damping was raised");
+    assert!(told.iter().all(|(_, kind)| *kind != "other"), "{told:?}");
+    told.dedup_by_key(|(tensor, _)| *tensor);
+    assert_eq!(told.len(), all, "one reason for each tensor: {}", manifest["fallbacks"]);
+    let denied = bench.path("denied");
+    let message = stderr(&expect_exit(run(&recipe, &model(), &denied).args(["--deny", "fallback"]), 1));
+    assert!(message.contains("damping"), "{message}");
 }
 
 #[test]
