@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the artifacts, kept afterwards")
     arguments = parser.parse_args()
 
-    recipes = [path for path in sorted((ROOT / "fixtures" / "recipes").glob("*.toml"))
+    recipes = [path for folder in ("recipes", "calibrated") for path in sorted((ROOT / "fixtures" / folder).glob("*.toml"))
                if fnmatch.fnmatch(path.stem, arguments.only)]
     if not recipes:
         parser.error(f"no recipe matches {arguments.only}")
