@@ -19,6 +19,7 @@ mod loss;
 mod options;
 mod refine;
 mod search;
+mod settings;
 mod shared;
 mod solve;
 mod sweep;

@@ -235,7 +235,7 @@ impl Clamped {
             ("scale-clamped", self.scales),
             ("zero-point-clamped", self.zeros),
             ("dead-columns", factor.dead.len() as u64),
-            ("damping-escalated", factor.escalations as u64),
+            ("damping-raised", factor.escalations as u64),
         ];
         counts.into_iter().filter(|(_, count)| *count > 0).collect()
     }

@@ -311,7 +311,7 @@ fn singular_moments_are_damped_until_they_factor() {
     let factor = Factor::new(&moments, &options).unwrap();
     assert!(factor.escalations() > 0 && factor.damping() > 0.0);
     let solution = solve_with(&weights, rows, codec, &moments, &options);
-    assert!(solution.report.deviations["damping-escalated"] > 0);
+    assert!(solution.report.deviations["damping-raised"] > 0);
     assert!(solution.report.loss_refined < solution.report.loss_nearest);
 }
 

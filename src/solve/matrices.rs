@@ -146,13 +146,7 @@ pub fn solve_linear(
         .clock
         .time(Part::Solve, || gptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve))
         .map_err(|source| SolveFailure::Matrix { tensor: linear.weight.clone(), source })?;
-    let mut deviations = solution.report.deviations.clone();
-    if factor.escalations() > 0 {
-        deviations.insert("damping-raised", factor.escalations() as u64);
-    }
-    if !factor.dead_columns().is_empty() {
-        deviations.insert("dead-columns", factor.dead_columns().len() as u64);
-    }
+    let deviations = solution.report.deviations.clone();
     denied(&deviations)?;
     let per_token = moments.count.max(1) as f64;
     let solved = Solved {
