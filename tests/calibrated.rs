@@ -116,6 +116,9 @@ fn until(command: &mut Command, out: &Path, lines: usize) -> Child {
     child
 }
 
+/// Does something to a work folder.
+type Damage = fn(&Path);
+
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {
     let bench = Bench::new();
@@ -222,7 +225,6 @@ fn damaged_finds_of_a_killed_run_are_found_again() {
         let recipe = bench.recipe(name, passes, "compressed-tensors", 8);
         let (reference, out) = (bench.path(&format!("{name}-reference")), bench.path(name));
         expect_exit(&mut run(&recipe, &model(), &reference), 0);
-        type Damage = fn(&Path);
         let damages: [(&str, Damage); 3] = [
             ("a torn journal", |path| {
                 let text = std::fs::read(path.join("journal")).unwrap();
