@@ -6,7 +6,7 @@ use super::{
     fold::{Fold, folds},
     gather::{Input, inputs},
     matrices::{input_format, nearest},
-    record::Line,
+    record::{Line, transforms_file},
     statistics::Key,
     transforms::{Transformed, Values},
 };
@@ -61,7 +61,7 @@ impl Worker<'_> {
         if self.job.solve.transforms.is_empty() {
             return Ok(());
         }
-        let file = format!("transforms-{index}.safetensors");
+        let file = transforms_file(index);
         if let Some(lists) = self.solutions.transforms.get(&index).and_then(|hash| self.solutions.lists(&file, *hash)) {
             return self.take_transforms(lists);
         }

@@ -65,6 +65,11 @@ pub enum Line {
     Found { what: String, value: f64 },
 }
 
+/// The file of the scales of a block's folds, and of all blocks before.
+pub fn transforms_file(block: usize) -> String {
+    format!("transforms-{block}.safetensors")
+}
+
 /// A kept matrix: hash of its file, how it was solved, what deviated.
 type Kept = (ContentHash, Solved, BTreeMap<String, u64>);
 
@@ -78,6 +83,7 @@ pub struct Solutions {
     pub transforms: BTreeMap<usize, ContentHash>,
     /// The last block done and the hashes of the states behind it.
     pub last_block: Option<(usize, Vec<ContentHash>)>,
+    damaged: bool,
     /// Where the time goes.
     pub clock: Clock,
     /// Numbers that searches found.
@@ -104,14 +110,24 @@ impl Solutions {
             transforms: BTreeMap::new(),
             last_block: None,
             clock: Clock::default(),
+            damaged: false,
             found: BTreeMap::new(),
         };
         let mut kept = vec![serde_json::to_string(head).unwrap_or_default()];
         if same {
             for line in lines {
                 let Ok(parsed) = serde_json::from_str::<Line>(line) else { continue };
-                kept.push(line.to_owned());
-                solutions.take(parsed);
+                // A file that is not what the journal says is found again, and so is all that follows from it.
+                if solutions.is_intact(&parsed) {
+                    kept.push(line.to_owned());
+                    solutions.take(parsed);
+                } else {
+                    solutions.damaged = true;
+                }
+            }
+            if solutions.damaged {
+                solutions.last_block = None;
+                kept.retain(|line| !matches!(serde_json::from_str(line), Ok(Line::Block { .. })));
             }
         }
         let next = folder.join("journal.next");
@@ -119,6 +135,18 @@ impl Solutions {
         std::fs::rename(&next, &path).map_err(io)?;
         solutions.journal = Some(OpenOptions::new().append(true).open(&path).map_err(io)?);
         Ok(solutions)
+    }
+
+    /// Whether what a line speaks of is on disk as it says.
+    fn is_intact(&self, line: &Line) -> bool {
+        let same = |path: &Path, hash: &ContentHash| {
+            std::fs::read(path).is_ok_and(|bytes| ContentHash::of_in_parallel(&bytes) == *hash)
+        };
+        match line {
+            Line::Matrix { name, expert, hash, .. } => same(&self.path(name, expert.unwrap_or(0)), hash),
+            Line::Transforms { block, hash } => same(&self.folder.join(transforms_file(*block)), hash),
+            Line::Block { .. } | Line::Found { .. } => true,
+        }
     }
 
     fn take(&mut self, line: Line) {

@@ -48,7 +48,8 @@ def main() -> None:
             results.append(evaluate(job))
         except Exception as error:  # whatever a reader raises is this model's failure, not the others'
             traceback.print_exc()
-            results.append({"name": job["name"], "message": f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"})
+            message = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+            results.append({"name": job["name"], "message": message})
     results_path.write_text(json.dumps(results), encoding="utf-8")
 
 

@@ -3,10 +3,10 @@
 
 usage: evaluation.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON [--only GLOB] [--keep DIR]
 
-Makes the artifact of every recipe of fixtures/calibrated, and of those of fixtures/recipes whose activations are rounded
+Makes the artifact of every recipe of fixtures/calibrated, and of some of fixtures/recipes whose activations are rounded
 at run time. Perplexity: the text is tokenised whole, without special tokens, cut into windows that do not overlap, mean
-over all tokens but the first of each window. Where ../shared is there, also a text of its own against the evaluator that
-lies beside it. Run it with the first Python that `environment.sh` prints.
+over all tokens but the first of each window. Where ../shared is there, also its text against its evaluator. Run it with
+the first Python that `environment.sh` prints.
 """
 
 import argparse
@@ -35,8 +35,8 @@ PAGES = ["architecture.md", "checkpoints.md", "calibration.md", "fuzzing.md"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Relative differences: of perplexity, of all logits, and of those of a window's first token, the median over windows
-    (logits with their mean removed per token)."""
+    """Relative differences: of perplexity, of all logits, and of those of a window's first token (median over windows).
+    Logits have their mean removed per token."""
 
     perplexity: float
     logits: float
@@ -47,7 +47,7 @@ class Limits:
         if rounds_inputs:
             # Both sides sum in 32 bits, in another order. An input that lies at half a step falls on either side, moves
             # by a step, and brings others to half a step: soon most tokens differ by about the rounding itself. A first
-            # token attends to nothing else and meets few such inputs: most windows' must agree as if nothing was rounded.
+            # token attends to nothing else and meets few such inputs: most must agree as if nothing was rounded.
             return Limits(1e-3, 3e-2, 1e-5)
         logits = 1e-5 if format_name == "dense" else schemes.BY_FORMAT[format_name].logits
         return Limits(1e-4, logits, logits)
@@ -164,7 +164,8 @@ def main() -> int:
                 for recipe in [None, *recipes]]
         results = {}
         for python, own in [(arguments.compressed_tensors, False), (arguments.gptqmodel, True)]:
-            mine = [job for job in jobs if (schemes.reader_of(job["format"]) == "gptqmodel") == own and not job["failure"]]
+            mine = [job for job in jobs
+                    if (schemes.reader_of(job["format"]) == "gptqmodel") == own and not job["failure"]]
             scratch = folder / ("gptqmodel" if own else "compressed-tensors")
             scratch.mkdir()
             results |= {result["name"]: result for result in run.read(python, "evaluate_with.py", mine, scratch)}
@@ -177,7 +178,8 @@ def main() -> int:
             pairs = [(dense, None)]
             pairs += [(job["model"], dense) for job in jobs if job["format"] == "pack-quantized"][:1]
             for model, reference in pairs:
-                print(f"\n{'the artifact above' if reference else 'the dense model'} on the text of ../shared: ours, theirs, relative difference")
+                what = pathlib.Path(model).parent.name if reference else "the dense model"
+                print(f"\n{what} on the text of ../shared: ours, theirs, relative difference")
                 problems = against_shared(arguments.bantam, arguments.compressed_tensors, model, reference, folder)
                 failures += bool(problems)
                 for problem in problems:

@@ -96,8 +96,8 @@ def main() -> int:
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the artifacts, kept afterwards")
     arguments = parser.parse_args()
 
-    recipes = [path for folder in ("recipes", "calibrated") for path in sorted((ROOT / "fixtures" / folder).glob("*.toml"))
-               if fnmatch.fnmatch(path.stem, arguments.only)]
+    recipes = [path for folder in ("recipes", "calibrated")
+               for path in sorted((ROOT / "fixtures" / folder).glob("*.toml")) if fnmatch.fnmatch(path.stem, arguments.only)]
     if not recipes:
         parser.error(f"no recipe matches {arguments.only}")
     pythons = {"compressed-tensors": arguments.compressed_tensors, "gptqmodel": arguments.gptqmodel,
