@@ -316,7 +316,7 @@ fn losses_fall_from_rounding_over_the_sweep_to_the_refinement() {
             let of = |key: &str| tensor["calibration"][key].as_f64().unwrap();
             let label = format!("{name} {}: {}", tensor["name"], tensor["calibration"]);
             assert_eq!(tensor["calibration"]["tokens"], 8 * LENGTH, "{label}");
-            assert!(of("loss") > 0.0 && of("loss_nearest") < 1.0, "{label}");
+            assert!(of("loss") > 0.0 && of("loss_nearest").is_finite(), "{label}");
             assert!(of("loss") <= of("loss_sweep") * (1.0 + 1e-9), "{label}");
             assert!(of("loss") <= of("loss_nearest"), "{label}");
             assert!(of("damping") >= 0.0, "{label}");
