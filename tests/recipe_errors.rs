@@ -557,6 +557,6 @@ unknown key `größe` in [calibration]
   |
 3 | …éééééééééééééééééééééééééééééééééééééééééééééééé", "größe" = 1, sequences = 2 } # éééééééééééééééééééééééééééé…
   |                                                     ^^^^^^^
-  = expected one of `text`, `sequences`, `sequence_length`"#,
+  = expected one of `text`, `sequences`, `sequence_length`, `predecessor`, `statistics`"#,
     );
 }
