@@ -87,7 +87,7 @@ pub enum Command {
     /// Save statistics of a model's activations, for runs of the same model and text
     ///
     /// Takes the recipe's calibration text through the original model and writes second moments, channel figures and
-    /// examples of every linear's input to one file. A recipe uses it with `statistics = "FILE"` under [calibration]; a
+    /// examples of every linear's input to one file. A recipe uses it with `statistics = "FILE"` under `[calibration]`; a
     /// file of another model, text or length is refused. For mixtures of experts it says how many tokens each expert saw.
     #[command(after_help = "Example:\n  bantam calibrate recipes/awq.toml --out llama.statistics.safetensors")]
     Calibrate(CalibrateArguments),

@@ -39,7 +39,7 @@ impl WeightSource for Transformed<'_> {
 }
 
 /// Rows of one tensor as transforms leave them, for encoders and writers. The inner rows must be output features, as
-/// [`LinearSpec`] has them: transposed storage is turned before.
+/// `LinearSpec` has them: transposed storage is turned before.
 pub struct TransformedRows<'a> {
     inner: Box<dyn RowSource + 'a>,
     change: Option<&'a TensorChange>,
