@@ -1,5 +1,7 @@
 //! Cholesky factor and inverse of large matrices in place, on all cores, with the same bits whatever their number.
 
+use std::ops::Range;
+
 use faer::{
     Accum, Mat, MatMut, MatRef, Par,
     dyn_stack::{MemBuffer, MemStack},
@@ -18,10 +20,6 @@ use crate::linalg::DecompositionError;
 
 /// Columns of a panel.
 const PANEL: usize = 128;
-/// The same where pivots are chosen; narrower, because its columns are updated one at a time.
-const PIVOTED_PANEL: usize = 64;
-/// Rows of such a column that one task updates.
-const ROWS_AT_ONCE: usize = 1024;
 /// Columns that one task updates.
 const TASK: usize = 128;
 
@@ -29,21 +27,26 @@ const TASK: usize = 128;
 /// lower triangle is read; what stands above it is undefined afterwards.
 pub fn cholesky(matrix: &mut [f64], order: usize) -> Result<(), DecompositionError> {
     for first in (0..order).step_by(PANEL) {
-        let width = PANEL.min(order - first);
-        let next = first + width;
-        let (left, _) = matrix.split_at_mut(next * order);
-        let panel = MatMut::from_column_major_slice_mut(&mut left[first * order..], order, width);
-        let (_, panel) = panel.split_at_row_mut(first);
-        let (mut diagonal, mut below) = panel.split_at_row_mut(width);
-        factor_block(diagonal.as_mut())
-            .map_err(|pivot| DecompositionError::NotPositiveDefinite { pivot: first + pivot })?;
-        // below · diagonal⁻ᵀ, as the solution of diagonal · Xᵀ = belowᵀ; rows are independent.
-        let diagonal = diagonal.as_ref();
-        row_chunks(below.as_mut()).into_par_iter().for_each(|rows| {
-            triangular_solve::solve_lower_triangular_in_place(diagonal, rows.transpose_mut(), Par::Seq);
-        });
+        let next = order.min(first + PANEL);
+        factor_panel(matrix, order, first, next)?;
         update_rest(matrix, order, first, next);
     }
+    Ok(())
+}
+
+/// Turns the columns `first..next` of what is left into those of the factor.
+fn factor_panel(matrix: &mut [f64], order: usize, first: usize, next: usize) -> Result<(), DecompositionError> {
+    let width = next - first;
+    let panel = MatMut::from_column_major_slice_mut(&mut matrix[first * order..next * order], order, width);
+    let (_, panel) = panel.split_at_row_mut(first);
+    let (mut diagonal, mut below) = panel.split_at_row_mut(width);
+    factor_block(diagonal.as_mut())
+        .map_err(|pivot| DecompositionError::NotPositiveDefinite { pivot: first + pivot })?;
+    // below · diagonal⁻ᵀ, as the solution of diagonal · Xᵀ = belowᵀ; rows are independent.
+    let diagonal = diagonal.as_ref();
+    row_chunks(below.as_mut()).into_par_iter().for_each(|rows| {
+        triangular_solve::solve_lower_triangular_in_place(diagonal, rows.transpose_mut(), Par::Seq);
+    });
     Ok(())
 }
 
@@ -62,8 +65,8 @@ fn update_rest(matrix: &mut [f64], order: usize, first: usize, next: usize) {
     });
 }
 
-/// The same with the smallest pivot first: row and column with the least left of them change places with the next.
-/// `permutation` changes places alike.
+/// The same with the smallest pivots first: rows and columns with the least left of them change places with the next
+/// ones, a [narrow panel](pivots_at_once) at a time. `permutation` changes places alike.
 ///
 /// For the sweep, which goes the other way, the pivots are the squared weights of the columns' rounding
 /// errors in the loss. Their product is given, so that the sum is least when they are alike; the last are the largest,
@@ -74,37 +77,13 @@ pub fn cholesky_smallest_first(
     permutation: &mut [usize],
 ) -> Result<(), DecompositionError> {
     let mut left_over: Vec<f64> = (0..order).map(|index| matrix[index * order + index]).collect();
-    for first in (0..order).step_by(PIVOTED_PANEL) {
-        let next = order.min(first + PIVOTED_PANEL);
-        for pivot in first..next {
-            let best = (pivot..order).min_by(|a, b| left_over[*a].total_cmp(&left_over[*b])).unwrap_or(pivot);
-            if left_over[best].is_nan() || left_over[best] <= 0.0 {
-                return Err(DecompositionError::NotPositiveDefinite { pivot });
-            }
-            swap(matrix, order, pivot, best);
-            left_over.swap(pivot, best);
-            permutation.swap(pivot, best);
-            // The panel's columns before this one have still to be taken away.
-            let (before, column) = matrix.split_at_mut(pivot * order);
-            let before = &before[first * order..];
-            let column = &mut column[pivot..order];
-            column.par_chunks_mut(ROWS_AT_ONCE).enumerate().for_each(|(chunk, rows)| {
-                let start = pivot + chunk * ROWS_AT_ONCE;
-                for earlier in before.chunks_exact(order) {
-                    let factor = earlier[pivot];
-                    for (row, earlier) in rows.iter_mut().zip(&earlier[start..]) {
-                        *row -= factor * earlier;
-                    }
-                }
-            });
-            if column[0].is_nan() || column[0] <= 0.0 {
-                return Err(DecompositionError::NotPositiveDefinite { pivot });
-            }
-            let diagonal = column[0].sqrt();
-            column[0] = diagonal;
-            for (value, left_over) in column[1..].iter_mut().zip(&mut left_over[pivot + 1..]) {
-                *value /= diagonal;
-                *left_over -= *value * *value;
+    for first in (0..order).step_by(pivots_at_once(order)) {
+        let next = order.min(first + pivots_at_once(order));
+        bring_smallest_first(matrix, order, first..next, &mut left_over, permutation)?;
+        factor_panel(matrix, order, first, next)?;
+        for column in matrix[first * order..next * order].chunks_exact(order) {
+            for (left_over, value) in left_over[next..].iter_mut().zip(&column[next..]) {
+                *left_over -= value * value;
             }
         }
         update_rest(matrix, order, first, next);
@@ -112,13 +91,56 @@ pub fn cholesky_smallest_first(
     Ok(())
 }
 
-/// Exchanges rows and columns `a <= b` of a symmetric matrix of which the lower triangle is stored, and of the columns of
-/// the factor before them.
-fn swap(matrix: &mut [f64], order: usize, a: usize, b: usize) {
+/// Pivots that are chosen by what is left of them at the same time: few beside all, so that those that have much in
+/// common do not come together, and enough for products of matrices.
+fn pivots_at_once(order: usize) -> usize {
+    (order / 64).clamp(1, PANEL)
+}
+
+/// Puts the rows and columns with the least left over in the places `places`.
+fn bring_smallest_first(
+    matrix: &mut [f64],
+    order: usize,
+    places: Range<usize>,
+    left_over: &mut [f64],
+    permutation: &mut [usize],
+) -> Result<(), DecompositionError> {
+    let first = places.start;
+    let mut candidates: Vec<usize> = (first..order).collect();
+    let by_left_over = |a: &usize, b: &usize| left_over[*a].total_cmp(&left_over[*b]).then(a.cmp(b));
+    if places.len() < candidates.len() {
+        candidates.select_nth_unstable_by(places.len() - 1, by_left_over);
+        candidates.truncate(places.len());
+    }
+    candidates.sort_unstable_by(by_left_over);
+    if candidates.iter().any(|index| left_over[*index].is_nan() || left_over[*index] <= 0.0) {
+        return Err(DecompositionError::NotPositiveDefinite { pivot: first });
+    }
+    let mut swaps = Vec::with_capacity(candidates.len());
+    for (index, place) in places.enumerate() {
+        let from = candidates[index];
+        swap(matrix, order, first, place, from);
+        swaps.push((place, from));
+        left_over.swap(place, from);
+        permutation.swap(place, from);
+        // What stood here stands there now.
+        if let Some(moved) = candidates[index + 1..].iter_mut().find(|candidate| **candidate == place) {
+            *moved = from;
+        }
+    }
+    matrix[..first * order].par_chunks_mut(order).for_each(|column| {
+        swaps.iter().for_each(|(a, b)| column.swap(*a, *b));
+    });
+    Ok(())
+}
+
+/// Exchanges rows and columns `a <= b` of a symmetric matrix of which the lower triangle is stored, as far as they lie in
+/// columns from `first` on.
+fn swap(matrix: &mut [f64], order: usize, first: usize, a: usize, b: usize) {
     if a == b {
         return;
     }
-    for column in 0..a {
+    for column in first..a {
         matrix.swap(column * order + a, column * order + b);
     }
     matrix.swap(a * order + a, b * order + b);
@@ -262,9 +284,10 @@ mod tests {
                     }
                 }
                 if choose {
-                    // Each pivot is the least that was left: later rows have at least as much left at its time.
+                    // The pivots of a panel are the least that was left: later rows had at least as much at its time.
                     for pivot in 0..order {
-                        let left = |row: usize| (pivot..=row).map(|k| factor(row, k).powi(2)).sum::<f64>();
+                        let first = pivot - pivot % pivots_at_once(order);
+                        let left = |row: usize| (first..=row).map(|k| factor(row, k).powi(2)).sum::<f64>();
                         assert!((pivot..order).all(|row| left(row) > left(pivot) * (1.0 - 1e-9)));
                     }
                 }

@@ -183,9 +183,9 @@ pub fn evaluate_model(
     let blocks = model.model.blocks.len() + reference.map_or(0, |reference| reference.model.blocks.len());
     let mut done = 0;
     let mut run = |evaluated: Evaluated<'_>| -> Result<Store> {
-        let mut store = evaluated.model.embed_all(evaluated.source, windows, limits, None)?;
+        let store = evaluated.model.embed_all(evaluated.source, windows, limits, None)?;
         for index in 0..evaluated.model.blocks.len() {
-            evaluated.model.advance(index, evaluated.source, &mut store, limits)?;
+            evaluated.model.advance(index, evaluated.source, &store, limits)?;
             done += 1;
             progress(done, blocks);
         }

@@ -4,8 +4,9 @@
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-/// Rows of a product that one task computes.
-const TILE_ROWS: usize = 128;
+/// Rows of a product that one task computes, and columns: as large as makes packing cheap, small enough for many cores.
+const TILE_ROWS: usize = 512;
+const TILE_COLUMNS: usize = 1024;
 
 /// A row-major matrix: `[tokens, channels]` for activations, `[output, input]` for weights.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -71,15 +72,25 @@ impl Matrix {
 
 /// Writes `x wᵀ` into columns `first..first + w.rows` of `out`. `x` is `[tokens, input]`, `w` is `[output, input]`.
 pub fn multiply_transposed_into(x: &Matrix, w: MatRef<'_, f32>, out: &mut Matrix, first: usize) {
-    let (width, input) = (out.columns, x.columns);
-    if x.rows == 0 || width == 0 || input == 0 {
+    let (rows, width) = (out.rows, out.columns);
+    if x.rows == 0 || width == 0 || x.columns == 0 {
         return;
     }
-    out.values.par_chunks_mut(TILE_ROWS * width).zip(x.values.par_chunks(TILE_ROWS * input)).for_each(|(out, x)| {
-        let rows = x.len() / input;
-        let x = MatRef::from_row_major_slice(x, rows, input);
-        let out = MatMut::from_row_major_slice_mut(out, rows, width).subcols_mut(first, w.nrows());
-        matmul(out, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
+    let x = x.view();
+    let mut rest = MatMut::from_row_major_slice_mut(&mut out.values, rows, width).subcols_mut(first, w.nrows());
+    let mut tiles = Vec::new();
+    for row in (0..rows).step_by(TILE_ROWS) {
+        let (mut band, below) = rest.split_at_row_mut(TILE_ROWS.min(rows - row));
+        rest = below;
+        for column in (0..w.nrows()).step_by(TILE_COLUMNS) {
+            let (tile, right) = band.split_at_col_mut(TILE_COLUMNS.min(w.nrows() - column));
+            band = right;
+            tiles.push((row, column, tile));
+        }
+    }
+    tiles.into_par_iter().for_each(|(row, column, tile)| {
+        let (x, w) = (x.subrows(row, tile.nrows()), w.subrows(column, tile.ncols()));
+        matmul(tile, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
     });
 }
 

@@ -33,5 +33,5 @@ pub use model::{Head, Model};
 pub use spec::{After, BlockSpec, ExpertsSpec, Kind, Latent, NormSpec, RouterRule, Stage};
 pub use state::State;
 pub use store::Store;
-pub use stream::Limits;
+pub use stream::{Limits, in_pairs};
 pub use weights::{InputFormat, Linear, LinearSpec, WeightSource, apply_together};

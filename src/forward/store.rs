@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use super::{Matrix, State};
@@ -18,7 +19,7 @@ pub struct Store {
     stride: u64,
     length: usize,
     /// Shapes of the matrices of each record.
-    shapes: Vec<Vec<(usize, usize)>>,
+    shapes: Vec<Mutex<Vec<(usize, usize)>>>,
 }
 
 impl Store {
@@ -34,7 +35,13 @@ impl Store {
             }
             None => (std::env::temp_dir(), tempfile::tempfile()?),
         };
-        Ok(Self { path, file, stride: values as u64 * 4, length, shapes: vec![Vec::new(); batches] })
+        Ok(Self {
+            path,
+            file,
+            stride: values as u64 * 4,
+            length,
+            shapes: (0..batches).map(|_| Mutex::default()).collect(),
+        })
     }
 
     /// Opens the file of an earlier run whose records hold one matrix each.
@@ -43,7 +50,7 @@ impl Store {
     /// When the file cannot be opened.
     pub fn open(path: &Path, shapes: &[(usize, usize)], values: usize, length: usize) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
-        let shapes = shapes.iter().map(|shape| vec![*shape]).collect();
+        let shapes = shapes.iter().map(|shape| Mutex::new(vec![*shape])).collect();
         Ok(Self { path: path.to_owned(), file, stride: values as u64 * 4, length, shapes })
     }
 
@@ -65,11 +72,11 @@ impl Store {
         self.shapes.len()
     }
 
-    /// Puts a state aside.
+    /// Puts a state aside. Different batches may be written and read at the same time.
     ///
     /// # Errors
     /// When the disk is full or fails.
-    pub fn write(&mut self, batch: usize, state: &State) -> io::Result<()> {
+    pub fn write(&self, batch: usize, state: &State) -> io::Result<()> {
         let mut offset = batch as u64 * self.stride;
         for matrix in state.matrices() {
             let bytes: &[u8] = bytemuck::cast_slice(&matrix.values);
@@ -79,8 +86,12 @@ impl Store {
         if offset > (batch as u64 + 1) * self.stride {
             return Err(io::Error::other("a state is larger than its record"));
         }
-        self.shapes[batch] = state.matrices().map(|matrix| (matrix.rows, matrix.columns)).collect();
+        *self.shapes_of(batch) = state.matrices().map(|matrix| (matrix.rows, matrix.columns)).collect();
         Ok(())
+    }
+
+    fn shapes_of(&self, batch: usize) -> std::sync::MutexGuard<'_, Vec<(usize, usize)>> {
+        self.shapes[batch].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Takes a state up again.
@@ -89,8 +100,9 @@ impl Store {
     /// When the disk fails.
     pub fn read(&self, batch: usize) -> io::Result<State> {
         let mut offset = batch as u64 * self.stride;
-        let mut matrices = Vec::with_capacity(self.shapes[batch].len());
-        for &(rows, columns) in &self.shapes[batch] {
+        let shapes = self.shapes_of(batch).clone();
+        let mut matrices = Vec::with_capacity(shapes.len());
+        for (rows, columns) in shapes {
             let mut matrix = Matrix::zeros(rows, columns);
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut matrix.values);
             self.file.read_exact_at(bytes, offset)?;

@@ -18,11 +18,11 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Limits for a budget of so many bytes: half of it for experts, an eighth for activations.
+    /// Limits for a budget of so many bytes: half of it for experts, an eighth for the activations of two batches.
     #[must_use]
     pub fn within(bytes: u64, model: &Model, length: usize) -> Self {
         let per_token = 16 * model.state_width() as u64;
-        let tokens = (bytes / 8 / per_token.max(1)) as usize;
+        let tokens = (bytes / 16 / per_token.max(1)) as usize;
         Self { batch_tokens: tokens.clamp(length, 4096.max(length)), expert_bytes: bytes / 2 }
     }
 
@@ -46,6 +46,20 @@ impl Limits {
         let largest = (0..experts.outputs.len()).map(weights).max().unwrap_or(1).max(1);
         ((self.expert_bytes / (4 * largest as u64)) as usize).clamp(1, experts.outputs.len().max(1))
     }
+}
+
+/// Does something with each batch, with two at a time: while one is read or written, the other is computed.
+///
+/// # Errors
+/// The first one that `work` gives.
+pub fn in_pairs<E: Send>(batches: usize, work: impl Fn(usize) -> Result<(), E> + Sync) -> Result<(), E> {
+    for first in (0..batches).step_by(2) {
+        let second = || if first + 1 < batches { work(first + 1) } else { Ok(()) };
+        let (first, second) = rayon::join(|| work(first), second);
+        first?;
+        second?;
+    }
+    Ok(())
 }
 
 impl Model {
@@ -77,7 +91,7 @@ impl Model {
         let length = sequences.first().map_or(0, Vec::len);
         let count = limits.batch_sequences(length);
         let values = count * length * self.state_width();
-        let mut store = Store::create(path, sequences.len().div_ceil(count), values, length)?;
+        let store = Store::create(path, sequences.len().div_ceil(count), values, length)?;
         for (batch, sequences) in sequences.chunks(count).enumerate() {
             store.write(batch, &self.embed(source, sequences)?)?;
         }
@@ -92,7 +106,7 @@ impl Model {
         &self,
         index: usize,
         source: &dyn WeightSource,
-        store: &mut Store,
+        store: &Store,
         limits: &Limits,
     ) -> Result<(), ForwardError> {
         let spec = &self.blocks[index];
@@ -103,13 +117,13 @@ impl Model {
             .iter()
             .map(|stage| stage.linears.iter().map(|linear| linear.read(source)).collect::<Result<Vec<Linear>, _>>())
             .collect::<Result<Vec<_>, _>>()?;
-        for batch in 0..store.batches() {
+        in_pairs(store.batches(), |batch| -> Result<(), ForwardError> {
             let mut state = store.read(batch)?;
             for (stage, linears) in linears.iter().enumerate() {
                 block.apply(stage, &mut state, linears)?;
             }
-            store.write(batch, &state)?;
-        }
+            Ok(store.write(batch, &state)?)
+        })?;
         drop(linears);
         if split == spec.stages.len() {
             return Ok(());
@@ -120,7 +134,7 @@ impl Model {
             let range = first..experts.min(first + at_once);
             let loaded =
                 range.clone().map(|expert| Expert::read(spec, expert, source)).collect::<Result<Vec<_>, _>>()?;
-            for batch in 0..store.batches() {
+            in_pairs(store.batches(), |batch| -> Result<(), ForwardError> {
                 let mut state: State = store.read(batch)?;
                 for (expert, loaded) in range.clone().zip(&loaded) {
                     if let Some(loaded) = loaded {
@@ -130,8 +144,8 @@ impl Model {
                 if range.end == experts {
                     block.apply(split, &mut state, &[])?;
                 }
-                store.write(batch, &state)?;
-            }
+                Ok(store.write(batch, &state)?)
+            })?;
         }
         Ok(())
     }

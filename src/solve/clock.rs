@@ -10,9 +10,9 @@ use std::{
 pub enum Part {
     /// Reading and decoding weights.
     Weights,
-    /// Reading and writing hidden states.
+    /// Hashing hidden states at the end of a block.
     States,
-    /// The forward pass.
+    /// The forward pass, with reading and writing hidden states.
     Forward,
     /// Second moments and channel figures.
     Moments,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Result,
-    forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Matrix, State, Store, WeightSource},
+    forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Matrix, State, Store, WeightSource, in_pairs},
     layout::LogicalCheckpoint,
     manifest::ContentHash,
     passes::Settings,
@@ -113,6 +113,28 @@ pub(super) struct Stream {
     pub(super) working: Store,
 }
 
+impl Stream {
+    /// Takes one batch up to the input of `stage`, through a stage that is still to be applied.
+    fn step(
+        &self,
+        block: &Block<'_>,
+        stage: usize,
+        pending: Option<(usize, &[Linear])>,
+        batch: usize,
+    ) -> Result<State> {
+        // The first stage starts from the states before the block.
+        let source = if stage == 0 { &self.current } else { &self.working };
+        let mut state = source.read(batch)?;
+        if let Some((stage, linears)) = pending {
+            block.apply(stage, &mut state, linears)?;
+        }
+        if stage == 0 || pending.is_some() {
+            self.working.write(batch, &state)?;
+        }
+        Ok(state)
+    }
+}
+
 /// A block as each stream has it: norms and routers may have been scaled.
 pub(super) struct Both<'b> {
     pub(super) main: &'b Block<'b>,
@@ -139,6 +161,15 @@ pub(super) struct Pending {
     pub(super) dense: Vec<Linear>,
     /// As they will be stored.
     pub(super) compressed: Vec<Linear>,
+}
+
+/// What a batch adds to the moments of an input.
+struct Gathered {
+    x: Matrix,
+    /// The original model's.
+    original: Option<Matrix>,
+    /// The residual streams of both models.
+    hidden: Option<(Matrix, Matrix)>,
 }
 
 /// The work in hand.
@@ -449,37 +480,46 @@ impl<'a> Worker<'a> {
         pending: Option<&Pending>,
         mut moments: Option<&mut Moments>,
     ) -> Result<()> {
-        let compressed = self.job.solve.compressed;
-        let clock = &self.solutions.clock;
-        for batch in 0..self.main.working.batches() {
-            let step = |stream: &mut Stream, block: &Block<'_>, linears: Option<&[Linear]>| -> Result<State> {
-                // The first stage starts from the states before the block.
-                let source = if stage == 0 { &stream.current } else { &stream.working };
-                let mut state = clock.time(Part::States, || source.read(batch))?;
-                if let (Some(pending), Some(linears)) = (pending, linears) {
-                    clock.time(Part::Forward, || block.apply(pending.stage, &mut state, linears))?;
-                }
-                if stage == 0 || pending.is_some() {
-                    clock.time(Part::States, || stream.working.write(batch, &state))?;
-                }
-                Ok(state)
-            };
-            let chosen =
-                pending.as_ref().map(|p| if compressed { p.compressed.as_slice() } else { p.dense.as_slice() });
-            let main = step(&mut self.main, block.main, chosen)?;
-            let dense = match &mut self.dense {
-                Some(stream) => Some(step(stream, block.dense, pending.as_ref().map(|p| p.dense.as_slice()))?),
-                None => None,
-            };
-            if let Some(moments) = moments.as_deref_mut() {
-                let x = clock.time(Part::Forward, || block.main.input(stage, &main));
-                let linear = block.main.spec.stages[stage].linears.first();
-                let scales = linear.and_then(|linear| self.transforms.columns(linear));
+        let gathers = moments.is_some();
+        let (main, dense, compressed) = (&self.main, self.dense.as_ref(), self.job.solve.compressed);
+        let pending_dense = pending.map(|pending| (pending.stage, &pending.dense[..]));
+        let pending_main =
+            if compressed { pending.map(|pending| (pending.stage, &pending.compressed[..])) } else { pending_dense };
+        let scales = block.main.spec.stages[stage].linears.first().and_then(|linear| self.transforms.columns(linear));
+        let produce = |batch: usize| -> Result<Option<Gathered>> {
+            let (main, dense) = rayon::join(
+                || main.step(block.main, stage, pending_main, batch),
+                || dense.map(|dense| dense.step(block.dense, stage, pending_dense, batch)).transpose(),
+            );
+            let (main, dense) = (main?, dense?);
+            let gathered = || {
+                let x = block.main.input(stage, &main);
                 let original = dense.as_ref().map(|dense| divided(block.dense.input(stage, dense), scales));
-                clock.time(Part::Moments, || {
-                    moments.add(&x, original.as_ref());
-                    if let Some(dense) = &dense {
-                        moments.add_residual(&x, &dense.hidden, &main.hidden);
+                Gathered { x, original, hidden: dense.map(|dense| (main.hidden, dense.hidden)) }
+            };
+            Ok(gathers.then(gathered))
+        };
+        // Two streams keep two threads busy while one waits for its file; so do two batches of a single stream.
+        let at_once = if self.dense.is_some() { 1 } else { 2 };
+        let batches = self.main.working.batches();
+        for first in (0..batches).step_by(at_once) {
+            let second = first + 1;
+            let produced = self.solutions.clock.time(Part::Forward, || {
+                rayon::join(
+                    || produce(first),
+                    || if at_once == 2 && second < batches { produce(second) } else { Ok(None) },
+                )
+            });
+            let Some(moments) = moments.as_deref_mut() else {
+                produced.0?;
+                produced.1?;
+                continue;
+            };
+            for gathered in [produced.0?, produced.1?].into_iter().flatten() {
+                self.solutions.clock.time(Part::Moments, || {
+                    moments.add(&gathered.x, gathered.original.as_ref());
+                    if let Some((main, dense)) = &gathered.hidden {
+                        moments.add_residual(&gathered.x, dense, main);
                     }
                 });
             }
@@ -553,22 +593,24 @@ impl<'a> Worker<'a> {
             let path = states_path(&job.folder, stream.name, index + 1);
             let length = stream.current.length();
             let values = job.solve.limits.batch_sequences(length) * length * hidden;
-            let mut next = Store::create(Some(&path), stream.working.batches(), values, length)
+            let next = Store::create(Some(&path), stream.working.batches(), values, length)
                 .map_err(|source| SolveFailure::io(&path, source))?;
-            for batch in 0..stream.working.batches() {
-                let clock = &self.solutions.clock;
-                let mut state = clock.time(Part::States, || stream.working.read(batch))?;
+            let advance = |batch: usize| -> Result<()> {
+                let mut state = stream.working.read(batch)?;
                 if let Some(pending) = pending {
                     let (block, linears) = if is_main && compressed {
                         (block.main, &pending.compressed)
                     } else {
                         (block.dense, &pending.dense)
                     };
-                    clock.time(Part::Forward, || block.apply(pending.stage, &mut state, linears))?;
+                    block.apply(pending.stage, &mut state, linears)?;
                 }
-                clock.time(Part::States, || next.write(batch, &state))?;
-            }
-            hashes.push(hash_file(&path).map_err(|source| SolveFailure::io(&path, source))?);
+                Ok(next.write(batch, &state)?)
+            };
+            let batches = stream.working.batches();
+            self.solutions.clock.time(Part::Forward, || in_pairs(batches, advance))?;
+            let hash = self.solutions.clock.time(Part::States, || hash_file(&path));
+            hashes.push(hash.map_err(|source| SolveFailure::io(&path, source))?);
             stream.current = next;
         }
         self.solutions.append(Line::Block { block: index, states: hashes })?;

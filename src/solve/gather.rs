@@ -2,12 +2,12 @@
 
 use super::{
     Moments, Part, Wanted,
-    driver::{Pending, Worker},
+    driver::{Pending, Stream, Worker},
     statistics::{Key, Writer},
 };
 use crate::{
     Result,
-    forward::{Block, BlockSpec, Expert, Kind, Linear, LinearSpec, Routing, State},
+    forward::{Block, BlockSpec, Expert, Kind, Linear, LinearSpec, Matrix, Routing, State},
 };
 
 /// An input of a block: which, its channels, what to gather, and how many tokens it sees at most.
@@ -67,10 +67,12 @@ impl Worker<'_> {
             let wanted = find(stage, None);
             let mut moments = wanted.map(|(_, columns, wanted, tokens)| Moments::new(*columns, *tokens, *wanted));
             let is_experts = description.kind == Kind::Experts;
-            self.original_pass(&block, stage, pending.take().as_ref(), |state| {
+            let input = |state: &State| {
+                wanted.map(|_| if is_experts { state.carried[0].clone() } else { block.input(stage, state) })
+            };
+            self.original_pass(&block, stage, pending.take().as_ref(), input, |x| {
                 if let Some(moments) = &mut moments {
-                    let x = if is_experts { state.carried[0].clone() } else { block.input(stage, state) };
-                    moments.add(&x, None);
+                    moments.add(x, None);
                 }
             })?;
             if let (Some(mut moments), Some((key, ..))) = (moments, wanted) {
@@ -140,24 +142,35 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// One pass of the original model over all states, within the block in hand.
+    /// One pass of the original model over all states, within the block in hand. What `input` takes of a state goes to
+    /// `add`, in the order of batches.
     fn original_pass(
         &mut self,
         block: &Block<'_>,
         stage: usize,
         pending: Option<&Pending>,
-        mut look: impl FnMut(&State),
+        input: impl Fn(&State) -> Option<Matrix> + Sync,
+        mut add: impl FnMut(&Matrix),
     ) -> Result<()> {
-        for batch in 0..self.batches() {
-            let (stream, clock) = self.original_and_clock();
+        let batches = self.batches();
+        let (stream, clock) = self.original_and_clock();
+        let stream: &Stream = stream;
+        let produce = |batch: usize| -> Result<Option<Matrix>> {
             let mut state = if stage == 0 { stream.current.read(batch)? } else { stream.working.read(batch)? };
             if let Some(pending) = pending {
-                clock.time(Part::Forward, || block.apply(pending.stage, &mut state, &pending.dense))?;
+                block.apply(pending.stage, &mut state, &pending.dense)?;
             }
             if stage == 0 || pending.is_some() {
                 stream.working.write(batch, &state)?;
             }
-            clock.time(Part::Moments, || look(&state));
+            Ok(input(&state))
+        };
+        for first in (0..batches).step_by(2) {
+            let second = || if first + 1 < batches { produce(first + 1) } else { Ok(None) };
+            let produced = clock.time(Part::Forward, || rayon::join(|| produce(first), second));
+            for x in [produced.0?, produced.1?].into_iter().flatten() {
+                clock.time(Part::Moments, || add(&x));
+            }
         }
         Ok(())
     }

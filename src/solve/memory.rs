@@ -125,7 +125,8 @@ impl SolvePlan {
         let tokens = (limits.batch_sequences(length) * length) as u64;
         let streams = 1 + u64::from(self.both_streams);
         let blocks = self.model.blocks.iter().map(|block| {
-            let activations = tokens * 4 * streams * 3 * self.model.state_width() as u64;
+            // Two streams of one batch, or two batches of one stream.
+            let activations = tokens * 4 * 2 * 3 * self.model.state_width() as u64;
             let mut before = 0;
             let mut largest = 0;
             for (index, stage) in block.stages.iter().enumerate() {
@@ -141,11 +142,7 @@ impl SolvePlan {
                     let held = before;
                     before = 4 * weights * streams;
                     let gather = self.wanted_at(block, index).bytes(columns);
-                    held.max(before)
-                        + before
-                        + gather
-                        + self.solver_bytes(&stage.linears)
-                        + tokens * 4 * streams * outputs
+                    held.max(before) + before + gather + self.solver_bytes(&stage.linears) + tokens * 4 * 2 * outputs
                 };
                 largest = largest.max(need);
             }

@@ -91,7 +91,7 @@ impl Worker<'_> {
     fn all_maxima(&self, sequences: &[Vec<u32>]) -> Result<Vec<(super::fold::Fold, Vec<f32>)>> {
         let job = self.job;
         let (model, source): (_, &dyn WeightSource) = (&job.solve.model, job.source);
-        let mut store = model.embed_all(source, sequences, &job.solve.limits, None)?;
+        let store = model.embed_all(source, sequences, &job.solve.limits, None)?;
         let mut found = Vec::new();
         for spec in &model.blocks {
             let all = folds(spec);
