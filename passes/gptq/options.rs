@@ -32,8 +32,10 @@ pub struct SolveOptions {
     pub refine: bool,
     /// Scale candidates per group; 0 for the scales of minimum and maximum.
     pub search_steps: usize,
-    /// Most rounds of refinement.
+    /// Most rounds of refinement after a sweep.
     pub refine_rounds: usize,
+    /// Sweeps, each with the scales that the refinement before it found; only with `refine`.
+    pub sweeps: usize,
     /// Share of the correction for the lossy input, from 0 to 1.
     pub drift_share: f64,
 }
@@ -46,7 +48,8 @@ impl Default for SolveOptions {
             block_size: 128,
             refine: true,
             search_steps: 40,
-            refine_rounds: 6,
+            refine_rounds: 3,
+            sweeps: 1,
             drift_share: 1.0,
         }
     }

@@ -31,12 +31,15 @@ pub const KEYS: &[&str] = &[
     "group_size",
     "order",
     "refine",
+    "refine_rounds",
     "search_steps",
+    "sweeps",
     "symmetric",
 ];
 
 /// Keys that the solver reads; all others are `rtn`'s.
-const OWN: &[&str] = &["asymmetric", "block_size", "damping", "order", "refine", "search_steps"];
+const OWN: &[&str] =
+    &["asymmetric", "block_size", "damping", "order", "refine", "refine_rounds", "search_steps", "sweeps"];
 
 /// Settings of one matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +67,9 @@ impl Serialize for Settings {
         };
         map.serialize_entry("order", order)?;
         map.serialize_entry("refine", &self.solve.refine)?;
+        map.serialize_entry("refine_rounds", &self.solve.refine_rounds)?;
         map.serialize_entry("search_steps", &self.solve.search_steps)?;
+        map.serialize_entry("sweeps", &self.solve.sweeps)?;
         map.end()
     }
 }
@@ -99,6 +104,10 @@ impl Settings {
                 ("search_steps", Value::Integer(steps)) if (0..=1000).contains(steps) => {
                     solve.search_steps = *steps as usize;
                 }
+                ("refine_rounds", Value::Integer(rounds)) if (1..=20).contains(rounds) => {
+                    solve.refine_rounds = *rounds as usize;
+                }
+                ("sweeps", Value::Integer(sweeps)) if (1..=8).contains(sweeps) => solve.sweeps = *sweeps as usize,
                 ("damping", Value::Float(share)) if *share > 0.0 && *share <= 10.0 => solve.damping = *share,
                 ("damping", Value::Integer(share)) if (1..=10).contains(share) => solve.damping = *share as f64,
                 ("order", Value::String(word)) if word == "conditional" => solve.order = Order::Conditional,
@@ -107,6 +116,8 @@ impl Settings {
                 ("asymmetric" | "refine", _) => return Err(wrong(key, "true or false", value)),
                 ("block_size", _) => return Err(wrong(key, "a whole number from 1 to 65536", value)),
                 ("search_steps", _) => return Err(wrong(key, "a whole number from 0 to 1000", value)),
+                ("refine_rounds", _) => return Err(wrong(key, "a whole number from 1 to 20", value)),
+                ("sweeps", _) => return Err(wrong(key, "a whole number from 1 to 8", value)),
                 ("damping", _) => return Err(wrong(key, "a number above 0.0, at most 10.0", value)),
                 _ => return Err(wrong(key, "\"conditional\", \"activation\" or \"none\"", value)),
             }

@@ -135,7 +135,8 @@ impl<'a> Job<'a> {
         done
     }
 
-    /// Refines, then sweeps again with the scales found and refines what that gives; each row keeps the better.
+    /// Refines; then, as often as asked for, sweeps again with the scales found and refines what that gives. Each row
+    /// keeps the better.
     fn improve(&self, chunk: &mut Chunk<'a>, mut losses: Vec<f64>, sweep: Sweep) -> (usize, Vec<f64>) {
         let refine = |chunk: &mut Chunk<'a>, losses: &mut [f64]| {
             let (rounds, gains) =
@@ -143,25 +144,29 @@ impl<'a> Job<'a> {
             losses.iter_mut().zip(gains).for_each(|(loss, gain)| *loss -= gain);
             rounds
         };
-        let rounds = refine(chunk, &mut losses);
-        if rounds == 0 {
-            // The scales are as good as before, so another sweep would find as good as the same.
-            return (rounds, losses);
-        }
-        let (levels, groups) = (chunk.levels.clone(), chunk.groups.clone());
-        let mut again = sweep.run(chunk);
-        let more = refine(chunk, &mut again);
-        let lanes = chunk.lanes;
-        for lane in (0..lanes).filter(|lane| again[*lane] >= losses[*lane]) {
-            for place in (lane..levels.len()).step_by(lanes) {
-                chunk.levels[place] = levels[place];
+        let mut rounds = refine(chunk, &mut losses);
+        let mut changed = rounds > 0;
+        for _ in 1..self.options.sweeps {
+            if !changed {
+                // The scales are as good as before, so another sweep would find as good as the same.
+                break;
             }
-            for (new, old) in chunk.groups.iter_mut().zip(&groups) {
-                new[lane] = old[lane];
+            let (levels, groups) = (chunk.levels.clone(), chunk.groups.clone());
+            let mut again = sweep.run(chunk);
+            rounds += refine(chunk, &mut again);
+            changed = again.iter().zip(&losses).any(|(again, loss)| again < loss);
+            let lanes = chunk.lanes;
+            for lane in (0..lanes).filter(|lane| again[*lane] >= losses[*lane]) {
+                for place in (lane..levels.len()).step_by(lanes) {
+                    chunk.levels[place] = levels[place];
+                }
+                for (new, old) in chunk.groups.iter_mut().zip(&groups) {
+                    new[lane] = old[lane];
+                }
             }
+            losses.iter_mut().zip(again).for_each(|(loss, again)| *loss = loss.min(again));
         }
-        losses.iter_mut().zip(again).for_each(|(loss, again)| *loss = loss.min(again));
-        (rounds + more, losses)
+        (rounds, losses)
     }
 
     /// The undamped loss of all rows from the damped one of each.

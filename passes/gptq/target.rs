@@ -1,9 +1,18 @@
 //! The target of the sweep where the input is not that of the dense model.
 
-use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
+use faer::{
+    Accum, Mat, MatMut, MatRef, Par,
+    linalg::matmul::{
+        matmul,
+        triangular::{self, BlockStructure},
+    },
+};
 use rayon::prelude::*;
 
-use super::{chunk::ROWS, factor::Factor};
+use super::factor::Factor;
+
+/// Rows of one task.
+const ROWS: usize = 128;
 
 /// What the target is corrected for.
 #[derive(Debug, Clone, Copy)]
@@ -36,9 +45,23 @@ pub fn corrected(factor: &Factor, weights: &[f32], correction: &Correction) -> V
             missed += MatRef::from_row_major_slice(residual, count, columns);
         }
         let permuted = Mat::<f32>::from_fn(count, columns, |row, place| missed[(row, factor.permutation[place])]);
-        matmul(missed.as_mut(), Accum::Replace, permuted.as_ref(), upper.transpose(), 1.0, Par::Seq);
+        let product = |to: &mut Mat<f32>, from: &Mat<f32>, factor: MatRef<'_, f32>, structure, share: f32| {
+            let all = BlockStructure::Rectangular;
+            triangular::matmul(
+                to.as_mut(),
+                all,
+                Accum::Replace,
+                from.as_ref(),
+                all,
+                factor,
+                structure,
+                share,
+                Par::Seq,
+            );
+        };
+        product(&mut missed, &permuted, upper.transpose(), BlockStructure::TriangularLower, 1.0);
         let mut solved = permuted;
-        matmul(solved.as_mut(), Accum::Replace, missed.as_ref(), upper, correction.share as f32, Par::Seq);
+        product(&mut solved, &missed, upper, BlockStructure::TriangularUpper, correction.share as f32);
         let mut rows = MatMut::from_row_major_slice_mut(rows, count, columns);
         let mut dead = factor.dead.iter().peekable();
         for (column, place) in factor.places.iter().enumerate() {
