@@ -80,7 +80,8 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
     let per_block: Vec<Vec<gather::Input>> =
         blocks.iter().map(|spec| gather::inputs(spec, tokens, &|_, _, _| Some(wanted))).collect();
     let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration);
-    let temporary = out.with_extension("unfinished");
+    // Its suffix is what the reader of coverage takes for safetensors.
+    let temporary = out.with_extension("unfinished.safetensors");
     let writer = Writer::create(&temporary, &per_block.concat(), Some(&identity))?;
     let mut coverage = Vec::new();
     for (spec, inputs) in blocks.iter().zip(&per_block) {
