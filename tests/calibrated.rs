@@ -2,6 +2,9 @@
 //! that changes nothing but numbers' places, and errors that say what to do.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "calibrated/coverage.rs"]
+mod coverage;
+
 mod common;
 
 use std::{

@@ -95,6 +95,21 @@ impl Model {
         store: &mut Store,
         limits: &Limits,
     ) -> Result<(), ForwardError> {
+        self.advance_watching(index, source, store, limits, &mut |_| {})
+    }
+
+    /// The same, and shows `look` every batch behind the block's router, where it has one.
+    ///
+    /// # Errors
+    /// As [`Model::advance`].
+    pub fn advance_watching(
+        &self,
+        index: usize,
+        source: &dyn WeightSource,
+        store: &mut Store,
+        limits: &Limits,
+        look: &mut dyn FnMut(&State),
+    ) -> Result<(), ForwardError> {
         let spec = &self.blocks[index];
         let length = store.length();
         let block = Block::read(spec, source, length)?;
@@ -107,6 +122,9 @@ impl Model {
             let mut state = store.read(batch)?;
             for (stage, linears) in linears.iter().enumerate() {
                 block.apply(stage, &mut state, linears)?;
+            }
+            if split < spec.stages.len() {
+                look(&state);
             }
             store.write(batch, &state)?;
         }

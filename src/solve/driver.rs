@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer, gather,
+    Coverage, Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
+    gather,
     matrices::{Factors, input_format, nearest, solve_linear},
     record::Line,
     transforms::{Transformed, Transforms},
@@ -51,17 +52,6 @@ pub struct Outcome {
     pub transforms: Transforms,
 }
 
-/// How many tokens the experts of a block saw.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Coverage {
-    /// The block.
-    pub block: usize,
-    /// Tokens of each expert.
-    pub tokens: Vec<u64>,
-    /// Experts that saw too few to be solved.
-    pub starved: usize,
-}
-
 /// Gathers statistics of every input of the original model into one file. Gives the coverage of experts.
 ///
 /// # Errors
@@ -90,14 +80,9 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
         solve_worker.end_block(&Both { main: &block, dense: &block }, spec.index, last.as_ref())?;
         if spec.experts.is_some() {
             let statistics = Statistics::open(&temporary)?;
-            let mut counts = Vec::new();
-            let mut starved = 0;
-            for (key, columns, ..) in inputs.iter().filter(|(key, ..)| matches!(key.expert, Some((_, false)))) {
-                let count = statistics.moments(*key).map_or(0, |moments| moments.count);
-                starved += usize::from(count < super::matrices::fewest_tokens(*columns));
-                counts.push(count);
-            }
-            coverage.push(Coverage { block: spec.index, tokens: counts, starved });
+            let of_inputs = inputs.iter().filter(|(key, ..)| matches!(key.expert, Some((_, false))));
+            let count = |key| statistics.moments(key).map_or(0, |moments| moments.count);
+            coverage.extend(Coverage::of(spec, of_inputs.map(|(key, ..)| count(*key)).collect()));
         }
     }
     drop(writer);

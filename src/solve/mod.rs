@@ -5,6 +5,7 @@
 //! Inside a block, linears that share an input are solved together, and those behind them see their results.
 
 mod clock;
+mod coverage;
 mod driver;
 mod experts;
 pub mod fold;
@@ -25,7 +26,8 @@ pub mod transforms;
 mod view;
 
 pub use clock::{Clock, Part};
-pub use driver::{Coverage, Job, Outcome, calibrate, solve};
+pub use coverage::{Coverage, coverage};
+pub use driver::{Job, Outcome, calibrate, solve};
 pub use gather::Input;
 pub use memory::{SolvePlan, TransformRule};
 pub use moments::{Moments, Wanted};
