@@ -9,7 +9,7 @@ use std::{
 use super::{
     Coverage, Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
     gather,
-    matrices::{Factors, input_format, nearest, solve_linear},
+    matrices::{Factors, nearest, solve_linear},
     record::Line,
     transforms::{Transformed, Transforms},
 };
@@ -318,6 +318,8 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let moments = self.gather(&block, stage, pending.take().as_ref())?;
+            self.keep_ranges(&description.linears, &moments)?;
+            self.borrow_alone(&description.linears)?;
             pending = Some(self.solve_stage(stage, source, &description.linears, &moments)?);
         }
         self.end_block(&block, index, pending.as_ref())
@@ -338,12 +340,14 @@ impl<'a> Worker<'a> {
         }
         let mut inputs = self.fold_inputs(spec);
         if original {
-            let wanted = Wanted { hessian: true, ..Wanted::default() };
-            let solved =
-                gather::inputs(spec, self.tokens(), &|_, _, linears| self.is_solved(linears).then_some(wanted));
-            for (key, columns, wanted, tokens) in solved {
+            let wanted = |linears: &[LinearSpec]| {
+                let wanted = Wanted { hessian: self.is_solved(linears), ..Wanted::default() };
+                self.needs_input(linears).then_some(wanted)
+            };
+            let seen = gather::inputs(spec, self.tokens(), &|_, _, linears| wanted(linears));
+            for (key, columns, wanted, tokens) in seen {
                 match inputs.iter_mut().find(|(known, ..)| *known == key) {
-                    Some((_, _, known, _)) => known.hessian = true,
+                    Some((_, _, known, _)) => known.hessian |= wanted.hessian,
                     None => inputs.push((key, columns, wanted, tokens)),
                 }
             }
@@ -369,17 +373,22 @@ impl<'a> Worker<'a> {
                 self.solve_group(key(false), source, inputs)?;
                 self.solve_group(key(true), source, std::slice::from_ref(output))?;
             }
+            self.borrow_from_experts(experts)?;
         }
         Ok(())
     }
 
     fn solve_group(&mut self, key: Key, source: &dyn WeightSource, linears: &[LinearSpec]) -> Result<()> {
-        if !self.is_solved(linears) || self.is_known(linears) {
+        if !self.needs_input(linears) || self.is_known(linears) {
             return Ok(());
         }
         let mut moments = self.statistics(key).unwrap_or_default();
         if let Some(scales) = linears.first().and_then(|linear| self.transforms.columns(linear)) {
             moments.divide(scales);
+        }
+        self.keep_ranges(linears, &moments)?;
+        if key.expert.is_none() {
+            self.borrow_alone(linears)?;
         }
         let mut factors = Factors::default();
         for linear in linears {
@@ -400,23 +409,14 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Whether everything of these linears is known from an earlier run.
-    pub(super) fn is_known(&self, linears: &[LinearSpec]) -> bool {
-        linears.iter().all(|linear| match self.encodes.get(linear.weight.as_str()) {
-            Some(encode) if matches!(encode.settings, Settings::Gptq(_)) => {
-                self.solutions.solved(&linear.weight, linear.expert.unwrap_or(0)).is_some()
-            }
-            _ => true,
-        })
-    }
-
     fn gather(&mut self, block: &Both<'_>, stage: usize, pending: Option<&Pending>) -> Result<Moments> {
         let spec = block.main.spec;
         let linears = &spec.stages[stage].linears;
         let columns = linears.first().map_or(0, |linear| linear.columns);
         let tokens = self.job.solve.tokens.sequences.len() * self.main.current.length();
-        let wanted = self.job.solve.wanted_at(spec, stage);
-        let mut moments = if self.is_solved(linears) && !self.is_known(linears) {
+        let solved = self.is_solved(linears);
+        let wanted = if solved { self.job.solve.wanted_at(spec, stage) } else { Wanted::default() };
+        let mut moments = if self.needs_input(linears) && !self.is_known(linears) {
             Some(Moments::new(columns, tokens, wanted))
         } else {
             None
@@ -501,7 +501,7 @@ impl<'a> Worker<'a> {
                         )?,
                         _ => nearest(encode, &linear.weight, &original.weight)?.3,
                     };
-                    Some(Linear { weight, bias: original.bias.clone(), input: input_format(encode) })
+                    Some(Linear { weight, bias: original.bias.clone(), input: self.rounding(encode, &linear.weight) })
                 }
                 None => None,
             };
