@@ -161,16 +161,13 @@ fn render(report: &Report) -> String {
 fn render_block(coverage: &Coverage) -> String {
     let [least, median, most] = coverage.spread();
     let Coverage { block, tokens, needed, starved, unseen } = coverage;
-    let mut line = format!(
-        "block {block}: {} experts; tokens of an expert: least {least}, median {median}, most {most}",
-        tokens.len()
-    );
-    line += &match starved {
+    let experts = tokens.len();
+    let fate = match starved {
         0 => format!("; all have the {needed} that gptq needs"),
         _ => format!(
             "\n  {starved} have fewer than the {needed} that gptq needs for all of their matrices: rounded to nearest \
              (starved-expert), {unseen} of them without any token (no-statistics)"
         ),
     };
-    line
+    format!("block {block}: {experts} experts; tokens of an expert: least {least}, median {median}, most {most}{fate}")
 }
