@@ -189,7 +189,7 @@ impl Settings {
         }
     }
 
-    /// Whether it needs to see what flows through the model.
+    /// Whether what it does to weights follows from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
         !matches!(self, Self::Rtn(_))

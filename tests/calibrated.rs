@@ -2,6 +2,11 @@
 //! that changes nothing but numbers' places, and errors that say what to do.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "calibrated/coverage.rs"]
+mod coverage;
+#[path = "calibrated/static_inputs.rs"]
+mod static_inputs;
+
 mod common;
 
 use std::{
@@ -16,6 +21,8 @@ use serde_json::Value;
 const LENGTH: usize = 64;
 const GPTQ: &str = "[[pass]]\nuse = \"gptq\"\nbits = 4\ngroup_size = 128\nsymmetric = false\n";
 const W8A8: &str = "bits = 8\ngranularity = \"channel\"\nactivations = \"dynamic\"\n";
+
+const STATIC: &str = "bits = 8\ngranularity = \"channel\"\nactivations = \"static\"\n";
 
 /// A folder with a recipe's text in it.
 struct Bench(tempfile::TempDir);
@@ -122,7 +129,8 @@ fn any_number_of_threads_gives_the_same_bytes() {
     let bench = Bench::new();
     let smoothed = format!("[[pass]]\nuse = \"smoothquant\"\nstrength = \"search\"\n[[pass]]\nuse = \"gptq\"\n{W8A8}");
     let awq = "[[pass]]\nuse = \"awq\"\n[[pass]]\nuse = \"int4-asym\"\n";
-    for (name, passes) in [("gptq", GPTQ), ("smoothed", &smoothed), ("awq", awq)] {
+    let nearest = format!("[[pass]]\nuse = \"smoothquant\"\n[[pass]]\nuse = \"rtn\"\n{STATIC}");
+    for (name, passes) in [("gptq", GPTQ), ("smoothed", &smoothed), ("awq", awq), ("static", &nearest)] {
         // More tokens than one batch has, and a tail.
         let recipe = bench.recipe(name, passes, "compressed-tensors", 37);
         let reference = bench.path(&format!("{name}-1"));
@@ -140,7 +148,8 @@ fn any_number_of_threads_gives_the_same_bytes() {
 fn any_budget_gives_the_same_bytes_also_when_it_changes_on_the_way() {
     let bench = Bench::new();
     let awq = "[[pass]]\nuse = \"awq\"\n[[pass]]\nuse = \"int4-asym\"\n";
-    for (name, passes) in [("awq", awq), ("gptq", GPTQ)] {
+    let fixed = format!("[[pass]]\nuse = \"gptq\"\n{STATIC}");
+    for (name, passes) in [("awq", awq), ("gptq", GPTQ), ("static", &fixed)] {
         let recipe = bench.recipe(name, passes, "compressed-tensors", 37);
         let (reference, tight) = (bench.path(&format!("{name}-reference")), bench.path(&format!("{name}-tight")));
         expect_exit(&mut run(&recipe, &model(), &reference), 0);
@@ -158,10 +167,13 @@ fn any_budget_gives_the_same_bytes_also_when_it_changes_on_the_way() {
 fn killed_again_and_again_and_continued_gives_the_same_bytes() {
     let bench = Bench::new();
     let smoothed = format!("[[pass]]\nuse = \"smoothquant\"\n[[pass]]\nuse = \"gptq\"\n{W8A8}");
+    let fixed = format!("[[pass]]\nuse = \"smoothquant\"\n[[pass]]\nuse = \"gptq\"\n{STATIC}");
     // Journal lines: a head, and per block scales where there are any, seven matrices, the block itself.
     for (name, passes, points) in [
         ("gptq", GPTQ, &[1, 2, 5, 8, 9, 12, 16, 17, 22, 27, 33][..]),
         ("smoothed", &smoothed, &[1, 2, 9, 10, 11, 15, 37]),
+        // The same and the ranges of seven inputs.
+        ("static", &fixed, &[1, 3, 4, 5, 9, 17, 18, 30, 65]),
     ] {
         let recipe = bench.recipe(name, passes, "compressed-tensors", 16);
         let (reference, out) = (bench.path(&format!("{name}-reference")), bench.path(name));
@@ -222,7 +234,8 @@ fn damaged_finds_of_a_killed_run_are_found_again() {
     let bench = Bench::new();
     let mut problems = Vec::new();
     let smoothed = format!("[[pass]]\nuse = \"smoothquant\"\n[[pass]]\nuse = \"gptq\"\n{W8A8}");
-    for (name, passes, last) in [("gptq", GPTQ, 33), ("smoothed", &smoothed, 37)] {
+    let fixed = format!("[[pass]]\nuse = \"gptq\"\n{STATIC}");
+    for (name, passes, last) in [("gptq", GPTQ, 33), ("smoothed", &smoothed, 37), ("static", &fixed, 61)] {
         let recipe = bench.recipe(name, passes, "compressed-tensors", 8);
         let (reference, out) = (bench.path(&format!("{name}-reference")), bench.path(name));
         expect_exit(&mut run(&recipe, &model(), &reference), 0);
@@ -394,7 +407,8 @@ fn an_artifact_evaluates_as_its_decoded_form_does() {
 fn a_budget_that_cannot_work_is_refused_with_the_one_that_can_and_the_plan_bounds_memory() {
     let bench = Bench::new();
     let smoothed = format!("[[pass]]\nuse = \"smoothquant\"\n[[pass]]\nuse = \"gptq\"\n{W8A8}");
-    for (name, passes) in [("gptq", GPTQ), ("smoothed", &smoothed)] {
+    let fixed = format!("[[pass]]\nuse = \"rtn\"\n{STATIC}");
+    for (name, passes) in [("gptq", GPTQ), ("smoothed", &smoothed), ("static", &fixed)] {
         let recipe = bench.recipe(name, passes, "compressed-tensors", 64);
         let out = bench.path(name);
         let planned = json(&expect_exit(plan(&recipe, &model(), &out).args(["--threads", "2"]), 0));
@@ -492,7 +506,7 @@ fn every_calibrated_fixture_is_planned_exactly_and_verified() {
     let mut recipes: Vec<PathBuf> =
         std::fs::read_dir(fixture("calibrated")).unwrap().map(|entry| entry.unwrap().path()).collect();
     recipes.sort();
-    assert!(recipes.len() >= 8, "the recipes are there");
+    assert!(recipes.len() >= 10, "the recipes are there");
     let mut problems = Vec::new();
     for recipe in recipes {
         let out = folder.path().join(recipe.file_stem().unwrap());

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use bantam::{
     checkpoint::{Checkpoint, Dtype},
     codec::{Codec, CodedRows, Granularity, MatrixParameters, OutlierCount, Outliers, ScaleFormat, ZeroPoint},
+    forward::InputFormat,
     layout::{
         Activations, Layout, LayoutName, LogicalCheckpoint, MatrixSpec, Refusal, STRIPE_ALIGNMENT, layout, scatter,
     },
@@ -98,6 +99,9 @@ fn stripe(codec: &Codec, all: &CodedRows, first_row: usize, rows: usize) -> Code
     }
 }
 
+/// A static scale that every float type holds.
+const INPUT_SCALE: f32 = 0.0234375;
+
 /// All tensors of a matrix, packed in stripes into buffers that held `fill` before.
 fn assemble(
     layout: &dyn Layout,
@@ -109,6 +113,9 @@ fn assemble(
     let mut buffers: Vec<Vec<u8>> =
         layout.tensors(spec).iter().map(|tensor| vec![fill; tensor.bytes() as usize]).collect();
     scatter(&layout.pack_parameters(spec, parameters), &mut buffers);
+    if spec.activations == Activations::Static {
+        scatter(&layout.pack_input_scale(spec, INPUT_SCALE), &mut buffers);
+    }
     let mut first = 0;
     // Stripes of one and of two alignments, to see that packing looks at where a stripe starts.
     for stripe_rows in [STRIPE_ALIGNMENT, 2 * STRIPE_ALIGNMENT].into_iter().cycle() {
@@ -369,6 +376,29 @@ fn the_documented_decoder_reads_every_codec_of_our_own_layout() {
                 let same = got == *expected || got.is_nan() && expected.is_nan();
                 assert!(same, "{} {:?} [{index}]: {got}, not {expected}", spec.name, spec.codec);
             }
+        }
+    }
+}
+
+#[test]
+fn static_scales_of_inputs_stand_beside_the_codes_and_are_read_back() {
+    for (name, expected) in [
+        ("int8-channel", InputFormat::Int8Static(INPUT_SCALE)),
+        ("int8-tensor", InputFormat::Int8Static(INPUT_SCALE)),
+        ("fp8-channel", InputFormat::Fp8Static(INPUT_SCALE)),
+        ("fp8-tensor", InputFormat::Fp8Static(INPUT_SCALE)),
+    ] {
+        for scale in [ScaleFormat::BF16, ScaleFormat::F16, ScaleFormat::F32] {
+            let mut specs =
+                vec![spec("a.weight", 200, 96, codec(name, scale)), spec("b.weight", 64, 128, codec(name, scale))];
+            specs[0].activations = Activations::Static;
+            round_trip(LayoutName::CompressedTensors, &specs[..1], 5);
+            // Beside another group, which targets by name.
+            specs[1].activations = Activations::Dynamic;
+            let written = write_random(LayoutName::CompressedTensors, &specs, 6);
+            let read = open(written.folder.path()).unwrap();
+            assert_eq!(read.input_format("a.weight"), expected, "{name} {scale:?}");
+            assert!(matches!(read.input_format("b.weight"), InputFormat::Int8PerToken | InputFormat::Fp8PerToken));
         }
     }
 }

@@ -66,7 +66,8 @@ impl LossRows {
         let mut kept: Option<(InputFormat, Matrix)> = None;
         let mut sum = 0.0;
         for ((consumer, rows), share) in consumers.iter().zip(&self.weights).zip(&self.shares) {
-            let format = restated(consumer.input, largest);
+            // A static scale follows the largest magnitude that is left.
+            let format = consumer.input.for_largest(largest);
             if kept.as_ref().is_none_or(|(other, _)| *other != format) {
                 kept = Some((format, rounded(&divided, format)));
             }
@@ -79,15 +80,6 @@ impl LossRows {
             sum += share * squares.sum::<f64>();
         }
         if sum.is_finite() { sum } else { f64::INFINITY }
-    }
-}
-
-/// A static scale follows the largest magnitude that is left.
-fn restated(format: InputFormat, largest: f32) -> InputFormat {
-    match format {
-        InputFormat::Int8Static(_) => InputFormat::Int8Static((largest / 127.5).max(f32::MIN_POSITIVE)),
-        InputFormat::Fp8Static(_) => InputFormat::Fp8Static((largest / 448.0).max(f32::MIN_POSITIVE)),
-        other => other,
     }
 }
 

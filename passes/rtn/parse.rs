@@ -137,15 +137,10 @@ impl Settings {
         } else if zero.is_some() && zero != Some(ZeroKind::Integer) {
             return Err(wrong("zero", "only `range = \"hqq\"` gives zero points that are not whole"));
         }
-        let activations = match table.get("activations").map(|value| value.as_str()) {
-            Some(Some("static")) => {
-                return Err(wrong(
-                    "activations",
-                    "\"static\" needs calibration, which this version does not have; use \"dynamic\" or \"none\"",
-                ));
-            }
-            _ => reader.word("activations", &[("none", Activations::None), ("dynamic", Activations::Dynamic)])?,
-        };
+        let activations = reader.word(
+            "activations",
+            &[("none", Activations::None), ("dynamic", Activations::Dynamic), ("static", Activations::Static)],
+        )?;
         Ok(Self {
             number,
             sharing,

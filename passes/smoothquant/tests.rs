@@ -68,7 +68,7 @@ fn the_search_has_the_least_loss_of_its_grid() {
                 sample.values.iter().enumerate().map(|(i, x)| (f64::from(*x) / scales[i % 16]) as f32).collect();
             let largest = divided.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
             let format = match input {
-                InputFormat::Int8Static(_) => InputFormat::Int8Static(largest / 127.5),
+                InputFormat::Int8Static(_) => InputFormat::Int8Static(largest / 127.0),
                 other => other,
             };
             let x = rounded(&Matrix { values: divided, ..sample.clone() }, format);

@@ -89,7 +89,10 @@ pub enum Command {
     /// Takes the recipe's calibration text through the original model and writes second moments, channel figures and
     /// examples of every linear's input to one file. A recipe uses it with `statistics = "FILE"` under `[calibration]`; a
     /// file of another model, text or length is refused. For mixtures of experts it says how many tokens each expert saw.
-    #[command(after_help = "Example:\n  bantam calibrate recipes/awq.toml --out llama.statistics.safetensors")]
+    /// With --coverage it says that alone, after one forward pass and before any hours are spent, and writes nothing.
+    #[command(
+        after_help = "Examples:\n  bantam calibrate recipes/awq.toml --out llama.statistics.safetensors\n  bantam calibrate recipes/moe.toml --coverage"
+    )]
     Calibrate(CalibrateArguments),
     /// Check an artifact against its manifest, its layout and its source
     ///
@@ -233,8 +236,11 @@ pub struct CalibrateArguments {
     /// The recipe, a TOML file
     pub recipe: PathBuf,
     /// The file to write, in safetensors
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "coverage")]
+    pub out: Option<PathBuf>,
+    /// Only count the tokens that each expert sees, and write nothing
+    #[arg(long, conflicts_with = "out")]
+    pub coverage: bool,
     /// The checkpoint, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
@@ -244,7 +250,7 @@ pub struct CalibrateArguments {
     /// Memory that it may use, such as 8GiB
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
-    /// What was written as one JSON object on stdout
+    /// What was found as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
 }

@@ -1,4 +1,6 @@
-//! `bantam calibrate`: saves statistics of a model's activations for later runs.
+//! `bantam calibrate`: saves statistics of a model's activations for later runs, or counts the tokens of experts.
+
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -10,19 +12,28 @@ use super::{
 };
 use crate::{
     ExitCode,
+    forward::Limits,
+    layout::LogicalCheckpoint,
+    plan::Plan,
     run::source_identity,
-    solve::{self, Coverage},
+    solve::{self, Coverage, SolvePlan},
 };
 
 /// The result of the command.
 #[derive(Debug, Serialize)]
 struct Report {
     schema: &'static str,
-    file: String,
-    bytes: u64,
+    #[serde(flatten)]
+    written: Option<Written>,
     tokens: usize,
     blocks: usize,
     experts: Vec<Coverage>,
+}
+
+#[derive(Debug, Serialize)]
+struct Written {
+    file: String,
+    bytes: u64,
 }
 
 /// Executes the command.
@@ -37,53 +48,23 @@ pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCo
         out: None,
         default_out: Some("artifact"),
         threads: arguments.threads,
-        max_memory: arguments.max_memory,
+        // Counting takes less than the run that is planned here.
+        max_memory: arguments.max_memory.filter(|_| !arguments.coverage),
         deny: &[],
     })?;
-    let Some(mut solve) = plan.solve.take() else {
+    let Some(solve) = plan.solve.take() else {
         return Err(CliError::Usage {
             message: "no pass of this recipe needs to see data: there is nothing to calibrate".into(),
             hint: Some("write a [[pass]] such as `use = \"gptq\"`".into()),
         }
         .into());
     };
-    // The original model alone, and nothing of an earlier file.
-    (solve.compressed, solve.both_streams, solve.drift) = (false, false, false);
-    solve.calibration.statistics = None;
-    solve.fit(arguments.max_memory.map(|size| size.0), 0).map_err(crate::Error::from)?;
-    let folder =
-        tempfile::Builder::new().prefix(".bantam-calibrate").tempdir_in(parent(&arguments.out)).map_err(|error| {
-            CliError::Environment {
-                message: format!("cannot write beside `{}`: {error}", arguments.out.display()),
-                hint: None,
-            }
-        })?;
-    let steps = Steps::new(output, "block");
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let identity = source_identity(&source);
-    let coverage = solve::calibrate(
-        &solve::Job {
-            plan: &plan,
-            solve: &solve,
-            source: &source,
-            checkpoint: &source,
-            folder: folder.path().to_owned(),
-            identity: &identity,
-            deny_fallbacks: false,
-            stop: &stop,
-            progress: &|block, blocks, _| steps.show(block, blocks),
-        },
-        &arguments.out,
-    );
-    steps.finish();
-    let report = Report {
-        schema: "bantam.calibrate/1",
-        file: arguments.out.display().to_string(),
-        bytes: std::fs::metadata(&arguments.out).map_or(0, |metadata| metadata.len()),
-        tokens: solve.tokens.sequences.iter().map(Vec::len).sum(),
-        blocks: solve.model.blocks.len(),
-        experts: coverage?,
+    let (tokens, blocks) = (solve.tokens.sequences.iter().map(Vec::len).sum(), solve.model.blocks.len());
+    let (written, experts) = match &arguments.out {
+        Some(out) => save(arguments, output, out, &source, &plan, solve)?,
+        None => (None, count(arguments, output, &source, &plan, &solve)?),
     };
+    let report = Report { schema: "bantam.calibrate/1", written, tokens, blocks, experts };
     if output.json() {
         output.json_result(&report)?;
     } else {
@@ -92,31 +73,101 @@ pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCo
     Ok(ExitCode::Done)
 }
 
-fn parent(path: &std::path::Path) -> &std::path::Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."))
+fn save(
+    arguments: &CalibrateArguments,
+    output: &Output,
+    out: &Path,
+    source: &LogicalCheckpoint,
+    plan: &Plan,
+    mut solve: SolvePlan,
+) -> Result<(Option<Written>, Vec<Coverage>), anyhow::Error> {
+    // The original model alone, with all second moments, and nothing of an earlier file.
+    (solve.compressed, solve.both_streams, solve.drift, solve.encodes) = (false, false, false, true);
+    solve.calibration.statistics = None;
+    solve.fit(arguments.max_memory.map(|size| size.0), 0).map_err(crate::Error::from)?;
+    let folder = tempfile::Builder::new().prefix(".bantam-calibrate").tempdir_in(parent(out)).map_err(|error| {
+        CliError::Environment { message: format!("cannot write beside `{}`: {error}", out.display()), hint: None }
+    })?;
+    let coverage = with_job(output, source, plan, &solve, folder.path(), |job| solve::calibrate(job, out))?;
+    let bytes = std::fs::metadata(out).map_or(0, |metadata| metadata.len());
+    Ok((Some(Written { file: out.display().to_string(), bytes }), coverage))
+}
+
+fn count(
+    arguments: &CalibrateArguments,
+    output: &Output,
+    source: &LogicalCheckpoint,
+    plan: &Plan,
+    solve: &SolvePlan,
+) -> Result<Vec<Coverage>, anyhow::Error> {
+    let length = solve.tokens.sequences.first().map_or(0, Vec::len);
+    let limits = arguments.max_memory.map_or_else(Limits::default, |size| Limits::within(size.0, &solve.model, length));
+    with_job(output, source, plan, solve, Path::new(""), |job| solve::coverage(job, &limits))
+}
+
+/// Does something with the job of these, and shows which block is in hand.
+fn with_job<T>(
+    output: &Output,
+    source: &LogicalCheckpoint,
+    plan: &Plan,
+    solve: &SolvePlan,
+    folder: &Path,
+    work: impl FnOnce(&solve::Job<'_>) -> crate::Result<T>,
+) -> Result<T, anyhow::Error> {
+    let steps = Steps::new(output, "block");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let identity = source_identity(source);
+    let result = work(&solve::Job {
+        plan,
+        solve,
+        source,
+        checkpoint: source,
+        folder: folder.to_owned(),
+        identity: &identity,
+        deny_fallbacks: false,
+        stop: &stop,
+        progress: &|block, blocks, _| steps.show(block, blocks),
+    });
+    steps.finish();
+    Ok(result?)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn render(report: &Report) -> String {
-    let mut lines = vec![format!(
-        "{}: {}, statistics of {} blocks over {} tokens",
-        report.file,
-        bytes_text(report.bytes),
-        report.blocks,
-        super::grouped(report.tokens as u64)
-    )];
-    for coverage in &report.experts {
-        let mut tokens = coverage.tokens.clone();
-        tokens.sort_unstable();
-        let middle = tokens.get(tokens.len() / 2).copied().unwrap_or(0);
-        lines.push(format!(
-            "block {}: {} experts saw {} to {} tokens, half of them at least {middle}; {} saw too few and will be \
-             rounded to nearest",
-            coverage.block,
-            tokens.len(),
-            tokens.first().copied().unwrap_or(0),
-            tokens.last().copied().unwrap_or(0),
-            coverage.starved
-        ));
+    let tokens = super::grouped(report.tokens as u64);
+    let mut lines = Vec::new();
+    match &report.written {
+        Some(Written { file, bytes }) => lines.push(format!(
+            "{file}: {}, statistics of {} blocks over {tokens} tokens",
+            bytes_text(*bytes),
+            report.blocks
+        )),
+        None if report.experts.is_empty() => {
+            lines.push(format!("no block has experts: every linear sees all {tokens} tokens"));
+        }
+        None => lines.push(format!(
+            "{} of {} blocks have experts; the text has {tokens} tokens",
+            report.experts.len(),
+            report.blocks
+        )),
     }
+    lines.extend(report.experts.iter().map(render_block));
     lines.join("\n")
+}
+
+fn render_block(coverage: &Coverage) -> String {
+    let [least, median, most] = coverage.spread();
+    let Coverage { block, tokens, needed, starved, unseen } = coverage;
+    let experts = tokens.len();
+    let fate = match starved {
+        0 => format!("; all have the {needed} that gptq needs"),
+        _ => format!(
+            "\n  {starved} have fewer than the {needed} that gptq needs for all of their matrices: rounded to nearest \
+             (starved-expert), {unseen} of them without any token (no-statistics)"
+        ),
+    };
+    format!("block {block}: {experts} experts; tokens of an expert: least {least}, median {median}, most {most}{fate}")
 }

@@ -172,6 +172,18 @@ impl Routing {
         routing
     }
 
+    /// Adds to `counts` how many tokens of a state behind the router each expert sees.
+    pub fn count(state: &State, counts: &mut [u64]) {
+        let Some(table) = state.carried.get(1) else { return };
+        for token in 0..table.rows {
+            for index in &table.row(token)[..table.columns / 2] {
+                if let Some(count) = counts.get_mut(*index as usize) {
+                    *count += 1;
+                }
+            }
+        }
+    }
+
     /// The expert's input: those rows of the state's expert input.
     #[must_use]
     pub fn gather(&self, state: &State) -> Matrix {

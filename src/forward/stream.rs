@@ -109,6 +109,21 @@ impl Model {
         store: &Store,
         limits: &Limits,
     ) -> Result<(), ForwardError> {
+        self.advance_watching(index, source, store, limits, &|_| {})
+    }
+
+    /// The same, and shows `look` every batch, in any order, behind the block's router, where it has one.
+    ///
+    /// # Errors
+    /// As [`Model::advance`].
+    pub fn advance_watching(
+        &self,
+        index: usize,
+        source: &dyn WeightSource,
+        store: &Store,
+        limits: &Limits,
+        look: &(dyn Fn(&State) + Sync),
+    ) -> Result<(), ForwardError> {
         let spec = &self.blocks[index];
         let length = store.length();
         let block = Block::read(spec, source, length)?;
@@ -121,6 +136,9 @@ impl Model {
             let mut state = store.read(batch)?;
             for (stage, linears) in linears.iter().enumerate() {
                 block.apply(stage, &mut state, linears)?;
+            }
+            if split < spec.stages.len() {
+                look(&state);
             }
             Ok(store.write(batch, &state)?)
         })?;

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Layout, LayoutName, MatrixSpec, Piece, Refusal, STRIPE_ALIGNMENT, TensorSpec,
+    refusal::without_input_scale,
     streams::{byte_row, encode_scales, pack_rows},
 };
 use crate::{
@@ -107,6 +108,7 @@ impl Layout for Bantam {
     }
 
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
+        without_input_scale("bantam", matrix)?;
         if let Err(error) = matrix.codec.validate(matrix.rows, matrix.columns) {
             return Err(Refusal::Format(format!("`{}`: {error}", matrix.name)));
         }

@@ -55,20 +55,21 @@ impl Scheme {
         }
         let float_scale = matches!(codec.scale, ScaleFormat::F32 | ScaleFormat::F16 | ScaleFormat::BF16);
         let symmetric = codec.zero == ZeroPoint::None;
-        let dynamic = matrix.activations == Activations::Dynamic;
+        let rounded = matrix.activations != Activations::None;
+        let fixed = matrix.activations == Activations::Static;
         match (codec.element, codec.granularity, codec.scale) {
             (Element::Integer { bits }, _, _) if !matches!(bits, 4 | 8) => {
                 refuse(format!("layout `{NAME}` writes integers of 4 and 8 bits, not {bits}; use layout `bantam`"))
             }
-            (Element::Integer { bits: 4 }, _, _) if dynamic => {
+            (Element::Integer { bits: 4 }, _, _) if rounded => {
                 refuse(format!("layout `{NAME}` has no 4-bit weights with quantized activations; use 8 bits"))
             }
             (Element::Integer { .. }, Granularity::Channel | Granularity::Tensor, _)
-                if dynamic && float_scale && symmetric =>
+                if rounded && float_scale && symmetric =>
             {
                 Ok(Self::IntQuantized)
             }
-            (Element::Integer { .. }, _, _) if dynamic => refuse(format!(
+            (Element::Integer { .. }, _, _) if rounded => refuse(format!(
                 "layout `{NAME}` has int8 weights with quantized activations only symmetric, with one scale per \
                  channel or tensor"
             )),
@@ -79,10 +80,20 @@ impl Scheme {
             (Element::Integer { .. }, Granularity::Channel | Granularity::Group(_), _) if float_scale => {
                 Ok(Self::PackQuantized)
             }
+            (element, granularity, _)
+                if fixed
+                    && (element != Element::Fp8E4M3
+                        || !matches!(granularity, Granularity::Channel | Granularity::Tensor)) =>
+            {
+                refuse(format!(
+                    "layout `{NAME}` has a static scale of activations only beside int8 and FP8 weights with one scale \
+                     per channel or tensor; use activations \"dynamic\""
+                ))
+            }
             (Element::Fp8E4M3, Granularity::Group(32), ScaleFormat::E8M0) if symmetric => Ok(Self::Mxfp8),
             (Element::Fp4E2M1, Granularity::Group(32), ScaleFormat::E8M0) if symmetric => Ok(Self::Mxfp4),
             (Element::Fp4E2M1, Granularity::Group(16), ScaleFormat::E4M3OverGlobal) if symmetric => {
-                if dynamic {
+                if rounded {
                     return refuse(format!(
                         "layout `{NAME}` has NVFP4 with quantized activations only with a calibrated global scale; \
                          use activations \"none\""
@@ -103,6 +114,9 @@ impl Scheme {
         }
     }
 }
+
+/// Index of the input's scale among the tensors of a matrix, behind codes and scales.
+const INPUT_SCALE: usize = 2;
 
 /// Rows and columns of the scale tensor.
 fn scale_shape(matrix: &MatrixSpec) -> Vec<usize> {
@@ -151,6 +165,8 @@ impl Layout for CompressedTensors {
         let tensor = |suffix: &str, dtype, shape| TensorSpec { name: format!("{module}.{suffix}"), dtype, shape };
         let (rows, columns) = (matrix.rows, matrix.columns);
         let scale = tensor("weight_scale", matrix.codec.scale.into(), scale_shape(matrix));
+        let input_scale = (matrix.activations == Activations::Static)
+            .then(|| tensor("input_scale", matrix.codec.scale.into(), vec![1]));
         match (Scheme::of(matrix), matrix.codec.element) {
             (Ok(Scheme::PackQuantized), Element::Integer { bits }) => {
                 let mut list = vec![
@@ -164,7 +180,9 @@ impl Layout for CompressedTensors {
                 }
                 list
             }
-            (Ok(Scheme::IntQuantized), _) => vec![tensor("weight", Dtype::I8, vec![rows, columns]), scale],
+            (Ok(Scheme::IntQuantized), _) => {
+                [tensor("weight", Dtype::I8, vec![rows, columns]), scale].into_iter().chain(input_scale).collect()
+            }
             (Ok(Scheme::Mxfp4), _) => vec![tensor("weight_packed", Dtype::U8, vec![rows, columns / 2]), scale],
             (Ok(Scheme::Nvfp4), _) => vec![
                 tensor("weight_packed", Dtype::U8, vec![rows, columns / 2]),
@@ -172,7 +190,9 @@ impl Layout for CompressedTensors {
                 tensor("weight_global_scale", Dtype::F32, vec![1]),
             ],
             // The plan asks only for what `accepts` lets through; what is left are the FP8 bytes.
-            _ => vec![tensor("weight", Dtype::F8_E4M3, vec![rows, columns]), scale],
+            _ => {
+                [tensor("weight", Dtype::F8_E4M3, vec![rows, columns]), scale].into_iter().chain(input_scale).collect()
+            }
         }
     }
 
@@ -180,7 +200,7 @@ impl Layout for CompressedTensors {
         let codec = &matrix.codec;
         let (bits, flip) = match (codec.element, matrix.activations) {
             // Stored as a signed byte: the offset of 128 is the sign bit.
-            (Element::Integer { .. }, Activations::Dynamic) => (8, 0x80),
+            (Element::Integer { .. }, Activations::Dynamic | Activations::Static) => (8, 0x80),
             (Element::Integer { bits }, Activations::None) => (bits, 0),
             (Element::Fp8E4M3, _) => (8, 0),
             (Element::Fp4E2M1, _) => (4, 0),
@@ -234,6 +254,10 @@ impl Layout for CompressedTensors {
             }
             _ => Vec::new(),
         }
+    }
+
+    fn pack_input_scale(&self, matrix: &MatrixSpec, scale: f32) -> Vec<Piece> {
+        vec![Piece::contiguous(INPUT_SCALE, 0, encode_scales(matrix.codec.scale, &[scale]))]
     }
 
     fn quantization_config(&self, matrices: &[MatrixSpec], dense_modules: &[String]) -> Option<serde_json::Value> {

@@ -95,6 +95,11 @@ fn input_arguments(group: &Group) -> Value {
     }
     let (bits, kind) = bits_and_kind(group.codec);
     let mut arguments = arguments(bits, kind);
+    if group.activations == Activations::Static {
+        arguments["strategy"] = json!("tensor");
+        arguments["observer"] = json!("static_minmax");
+        return arguments;
+    }
     arguments["dynamic"] = json!(true);
     arguments["scale_dtype"] = scale_type(group.codec);
     match group.codec.granularity {

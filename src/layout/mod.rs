@@ -58,7 +58,7 @@ impl LayoutName {
     }
 }
 
-/// How activations are quantized at run time; only recorded, never applied to weights.
+/// How activations are quantized at run time; never applied to weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activations {
@@ -66,6 +66,8 @@ pub enum Activations {
     None,
     /// Per token at run time.
     Dynamic,
+    /// With one scale for each linear's input, found with calibration data and stored beside the weights.
+    Static,
 }
 
 /// One matrix that an encoding stores in codes.
@@ -154,6 +156,10 @@ pub trait Layout: Send + Sync {
     }
     /// The bytes that are known once per matrix (global scales, shapes, outliers, constant tensors).
     fn pack_parameters(&self, matrix: &MatrixSpec, parameters: &MatrixParameters) -> Vec<Piece>;
+    /// The bytes of the one scale of a matrix's input, where its [`Activations`] are static and the layout accepts that.
+    fn pack_input_scale(&self, _matrix: &MatrixSpec, _scale: f32) -> Vec<Piece> {
+        Vec::new()
+    }
     /// The `quantization_config` for `config.json`, from all coded matrices and the names of the modules left dense.
     fn quantization_config(&self, matrices: &[MatrixSpec], dense_modules: &[String]) -> Option<serde_json::Value>;
     /// Whole small files that the layout wants beside `config.json` (GPTQ's `quantize_config.json`).

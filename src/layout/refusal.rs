@@ -68,8 +68,20 @@ pub(super) fn whole_words(
 pub(super) fn without_activations(layout: &str, matrix: &MatrixSpec) -> Result<(), Refusal> {
     match matrix.activations {
         Activations::None => Ok(()),
-        Activations::Dynamic => Err(Refusal::Format(format!(
+        Activations::Dynamic | Activations::Static => Err(Refusal::Format(format!(
             "layout `{layout}` cannot say that activations are quantized (`{}`); use layout `compressed-tensors`",
+            matrix.name
+        ))),
+    }
+}
+
+/// Refuses static scales of activations, which need a tensor of their own.
+pub(super) fn without_input_scale(layout: &str, matrix: &MatrixSpec) -> Result<(), Refusal> {
+    match matrix.activations {
+        Activations::None | Activations::Dynamic => Ok(()),
+        Activations::Static => Err(Refusal::Format(format!(
+            "layout `{layout}` has no place for the input's scale that activations \"static\" need (`{}`); use layout \
+             `compressed-tensors`, or activations \"dynamic\"",
             matrix.name
         ))),
     }

@@ -15,7 +15,7 @@ use crate::{
     checkpoint::Dtype,
     evaluate::ErrorFigures,
     layout::{LayoutName, MatrixSpec},
-    solve::Solved,
+    solve::{InputRange, Solved},
 };
 
 /// The schema this version writes and reads.
@@ -108,6 +108,9 @@ pub struct OutputTensor {
     /// How it was solved with calibration data; absent where it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Solved>,
+    /// The static scale of its input and what it follows from; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<InputRange>,
     /// [`ContentHash::of_parts`] of the parts' hashes.
     pub hash: ContentHash,
 }

@@ -21,6 +21,7 @@ fn manifest() -> Manifest {
         bits_per_weight: 16.0,
         error,
         calibration: None,
+        input: None,
         hash: ContentHash::of_parts(&[hash]),
     };
     let error = ErrorFigures { relative: 0.1, snr_db: Some(20.0), max_abs: 0.5, cosine: 0.99 };

@@ -325,6 +325,12 @@ fn assemble(
         memory.smallest_bytes = memory.smallest_bytes.max(solve.smallest_bytes);
         memory.scratch_disk_bytes += solve.disk_bytes;
         resolved["calibration"]["hash"] = solve.tokens.hash.to_string().into();
+        let routed = solve.model.blocks.iter().filter(|block| block.experts.is_some()).count();
+        if routed > 0 {
+            notes.push(format!(
+                "{routed} blocks have experts: `bantam calibrate RECIPE --coverage` tells how many tokens each will see"
+            ));
+        }
     }
     let mut plan = Plan {
         model: recipe.model.clone(),

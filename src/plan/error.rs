@@ -51,6 +51,17 @@ pub enum PlanError {
         /// Why.
         message: String,
     },
+    /// A static scale is asked for an input that calibration does not see.
+    #[error(
+        "`activations = \"static\"` (pass `{pass}`) needs to see the input of `{tensor}`, which lies outside of the blocks \
+         that are calibrated"
+    )]
+    UnseenInput {
+        /// The pass.
+        pass: String,
+        /// The tensor.
+        tensor: String,
+    },
     /// Two output tensors would have one name.
     #[error("two tensors of the artifact would be named `{name}` (from `{first}` and `{second}`)")]
     NameTwice {
@@ -142,6 +153,7 @@ impl PlanError {
             Self::NotAMatrix { .. }
             | Self::Setting { .. }
             | Self::LayoutCannot { .. }
+            | Self::UnseenInput { .. }
             | Self::Together { .. }
             | Self::Choice { .. } => ExitCode::Usage,
         }
@@ -154,6 +166,9 @@ impl PlanError {
             Self::NotAMatrix { .. } => "narrow the rule's `select`, or name the tensor in its `skip`".into(),
             Self::LayoutCannot { .. } | Self::Together { .. } => {
                 "choose another layout (`bantam` holds every codec), or leave the tensor out with `skip`".into()
+            }
+            Self::UnseenInput { .. } => {
+                "name it in the rule's `skip`, or give it `activations = \"dynamic\"` in an override".into()
             }
             Self::NoConfig { .. } => "use layout `dense` or `bantam`, or add the model's config.json".into(),
             Self::Memory { smallest_bytes, threads, .. } if *threads > 1 => {

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Encode, Inputs, Options};
+use super::{Encode, Inputs, Options, PlanError};
 use crate::{
     Result, calibration,
     forward::{Limits, Model},
+    layout::Activations,
     manifest::Fallback,
     passes::{Kind, Settings},
     recipe::{Assignment, Predecessor},
@@ -47,19 +48,29 @@ pub(super) fn solve_plan(
         .filter(|(_, encode)| matches!(encode.settings, Settings::Gptq(_)))
         .map(|(name, encode)| (*name, encode))
         .collect();
-    let Some(pass) = transforms
-        .first()
-        .map(|(_, rule)| rule.pass.clone())
-        .or_else(|| solved.first().map(|(_, encode)| encode.pass.clone()))
-    else {
-        return Ok(None);
+    let fixed: Vec<(&str, &Encode)> = encodes
+        .iter()
+        .filter(|(_, encode)| encode.choice.activations == Activations::Static)
+        .map(|(name, encode)| (*name, encode))
+        .collect();
+    let pass =
+        transforms.first().map(|(_, rule)| &rule.pass).or_else(|| solved.first().map(|(_, encode)| &encode.pass));
+    let missing = match (pass, fixed.first()) {
+        (Some(pass), _) => SolveFailure::NoCalibration { pass: pass.clone() },
+        (None, Some((tensor, encode))) => {
+            SolveFailure::NoStaticScales { pass: encode.pass.clone(), tensor: (*tensor).to_owned() }
+        }
+        (None, None) => return Ok(None),
     };
-    let calibration = recipe.calibration.clone().ok_or(SolveFailure::NoCalibration { pass })?;
+    let calibration = recipe.calibration.clone().ok_or(missing)?;
     let model = Model::new(inputs.source.checkpoint().config().map(|config| &config.value), inputs.source)?;
     let root = inputs.source.checkpoint().root();
     let tokens = calibration::read(root, model.vocabulary, model.max_positions, &calibration)?;
     let known: BTreeSet<&str> =
         model.blocks.iter().flat_map(crate::forward::BlockSpec::linears).map(|linear| linear.weight.as_str()).collect();
+    if let Some((name, encode)) = fixed.iter().find(|(name, _)| !known.contains(name)) {
+        return Err(PlanError::UnseenInput { pass: encode.pass.clone(), tensor: (*name).to_owned() }.into());
+    }
     for (name, _) in solved.iter().filter(|(name, _)| !known.contains(name)) {
         fallbacks.push(Fallback {
             kind: "no-statistics".into(),
@@ -73,7 +84,7 @@ pub(super) fn solve_plan(
     let drift = solved
         .iter()
         .any(|(_, encode)| matches!(&encode.settings, Settings::Gptq(settings) if settings.solve.drift_share > 0.0));
-    let compressed = calibration.predecessor == Predecessor::Compressed && !solved.is_empty();
+    let compressed = calibration.predecessor == Predecessor::Compressed && !(solved.is_empty() && fixed.is_empty());
     let solved_bytes = solved.iter().map(|(_, encode)| (encode.matrix.rows * encode.matrix.columns) as u64).sum();
     let mut plan = SolvePlan {
         calibration,

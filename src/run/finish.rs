@@ -165,7 +165,8 @@ fn manifest(
             message: format!("`{}`: {kind}, {count} times", unit.name),
         }));
         let calibration = found.and_then(|found| found.solutions.report(&unit.name));
-        let mut tensor = OutputTensor { calibration, ..output_tensor(unit, record) };
+        let input = found.and_then(|found| found.solutions.inputs.get(&unit.name)).cloned();
+        let mut tensor = OutputTensor { calibration, input, ..output_tensor(unit, record) };
         if let Some(transforms) = plan.solve.as_ref().and_then(|solve| solve.touched.get(&unit.name)) {
             tensor.passes.splice(0..0, transforms.iter().cloned());
         }
@@ -214,6 +215,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         bits_per_weight: unit.bits_per_weight(),
         error: record.error,
         calibration: None,
+        input: None,
         hash: ContentHash::of_parts(&record.outputs),
     }
 }

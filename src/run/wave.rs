@@ -10,12 +10,12 @@ use crate::{
     checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite},
     codec::{CodecError, MatrixParameters, RowSource},
     evaluate::{ErrorSums, measure},
-    layout::{Layout, LogicalCheckpoint, Piece},
+    layout::{Activations, Layout, LogicalCheckpoint, Piece},
     manifest::ContentHash,
     passes::{MatrixEncoder, Settings},
     plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit, stripe_rows},
     solve::{
-        Outcome,
+        BORROWED, InputRange, Outcome,
         transforms::{TransformedRows, Turned},
     },
 };
@@ -362,7 +362,7 @@ fn encode_stripe(
     first_row: usize,
     rows: usize,
 ) -> Result<Stripe> {
-    let coded =
+    let mut coded =
         encoder.encode(source, parameters, first_row, rows).map_err(|error| encoding_error(context, unit, error))?;
     if context.deny_fallbacks
         && let Some((kind, count)) = coded.deviations.iter().next()
@@ -375,8 +375,21 @@ fn encode_stripe(
     let mut pieces = context.layout.pack(&encode.matrix, &coded.rows);
     if first_row == 0 {
         pieces.extend(context.layout.pack_parameters(&encode.matrix, parameters));
+        if encode.choice.activations == Activations::Static {
+            let range = input_range(context, unit)?;
+            pieces.extend(context.layout.pack_input_scale(&encode.matrix, range.scale));
+            if range.borrowed {
+                *coded.deviations.entry(BORROWED).or_default() += 1;
+            }
+        }
     }
     Ok((pieces, sums, coded.deviations))
+}
+
+fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange> {
+    let found = context.found.and_then(|found| found.solutions.inputs.get(&unit.name));
+    let message = || "the range of its input was not found in calibration".to_owned();
+    Ok(found.ok_or_else(|| RunError::Defect { tensor: unit.name.clone(), message: message() })?)
 }
 
 fn decode_stripe(

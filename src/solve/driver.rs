@@ -7,8 +7,9 @@ use std::{
 };
 
 use super::{
-    Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer, gather,
-    matrices::{Factors, input_format, nearest, solve_linear},
+    Coverage, Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
+    gather,
+    matrices::{Factors, nearest, solve_linear},
     record::Line,
     transforms::{Transformed, Transforms},
 };
@@ -51,17 +52,6 @@ pub struct Outcome {
     pub transforms: Transforms,
 }
 
-/// How many tokens the experts of a block saw.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Coverage {
-    /// The block.
-    pub block: usize,
-    /// Tokens of each expert.
-    pub tokens: Vec<u64>,
-    /// Experts that saw too few to be solved.
-    pub starved: usize,
-}
-
 /// Gathers statistics of every input of the original model into one file. Gives the coverage of experts.
 ///
 /// # Errors
@@ -80,7 +70,8 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
     let per_block: Vec<Vec<gather::Input>> =
         blocks.iter().map(|spec| gather::inputs(spec, tokens, &|_, _, _| Some(wanted))).collect();
     let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration);
-    let temporary = out.with_extension("unfinished");
+    // Its suffix is what the reader of coverage takes for safetensors.
+    let temporary = out.with_extension("unfinished.safetensors");
     let writer = Writer::create(&temporary, &per_block.concat(), Some(&identity))?;
     let mut coverage = Vec::new();
     for (spec, inputs) in blocks.iter().zip(&per_block) {
@@ -89,14 +80,9 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
         solve_worker.end_block(&Both { main: &block, dense: &block }, spec.index, last.as_ref())?;
         if spec.experts.is_some() {
             let statistics = Statistics::open(&temporary)?;
-            let mut counts = Vec::new();
-            let mut starved = 0;
-            for (key, columns, ..) in inputs.iter().filter(|(key, ..)| matches!(key.expert, Some((_, false)))) {
-                let count = statistics.moments(*key).map_or(0, |moments| moments.count);
-                starved += usize::from(count < super::matrices::fewest_tokens(*columns));
-                counts.push(count);
-            }
-            coverage.push(Coverage { block: spec.index, tokens: counts, starved });
+            let of_inputs = inputs.iter().filter(|(key, ..)| matches!(key.expert, Some((_, false))));
+            let count = |key| statistics.moments(key).map_or(0, |moments| moments.count);
+            coverage.extend(Coverage::of(spec, of_inputs.map(|(key, ..)| count(*key)).collect()));
         }
     }
     drop(writer);
@@ -363,6 +349,8 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let moments = self.gather(&block, stage, pending.take().as_ref())?;
+            self.keep_ranges(&description.linears, &moments)?;
+            self.borrow_alone(&description.linears)?;
             pending = Some(self.solve_stage(stage, source, &description.linears, &moments)?);
         }
         self.end_block(&block, index, pending.as_ref())
@@ -383,12 +371,14 @@ impl<'a> Worker<'a> {
         }
         let mut inputs = self.fold_inputs(spec);
         if original {
-            let wanted = Wanted { hessian: true, ..Wanted::default() };
-            let solved =
-                gather::inputs(spec, self.tokens(), &|_, _, linears| self.is_solved(linears).then_some(wanted));
-            for (key, columns, wanted, tokens) in solved {
+            let wanted = |linears: &[LinearSpec]| {
+                let wanted = Wanted { hessian: self.is_solved(linears), ..Wanted::default() };
+                self.needs_input(linears).then_some(wanted)
+            };
+            let seen = gather::inputs(spec, self.tokens(), &|_, _, linears| wanted(linears));
+            for (key, columns, wanted, tokens) in seen {
                 match inputs.iter_mut().find(|(known, ..)| *known == key) {
-                    Some((_, _, known, _)) => known.hessian = true,
+                    Some((_, _, known, _)) => known.hessian |= wanted.hessian,
                     None => inputs.push((key, columns, wanted, tokens)),
                 }
             }
@@ -414,17 +404,22 @@ impl<'a> Worker<'a> {
                 self.solve_group(key(false), source, inputs)?;
                 self.solve_group(key(true), source, std::slice::from_ref(output))?;
             }
+            self.borrow_from_experts(experts)?;
         }
         Ok(())
     }
 
     fn solve_group(&mut self, key: Key, source: &dyn WeightSource, linears: &[LinearSpec]) -> Result<()> {
-        if !self.is_solved(linears) || self.is_known(linears) {
+        if !self.needs_input(linears) || self.is_known(linears) {
             return Ok(());
         }
         let mut moments = self.statistics(key).unwrap_or_default();
         if let Some(scales) = linears.first().and_then(|linear| self.transforms.columns(linear)) {
             moments.divide(scales);
+        }
+        self.keep_ranges(linears, &moments)?;
+        if key.expert.is_none() {
+            self.borrow_alone(linears)?;
         }
         let mut factors = Factors::default();
         for linear in linears {
@@ -445,23 +440,14 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// Whether everything of these linears is known from an earlier run.
-    pub(super) fn is_known(&self, linears: &[LinearSpec]) -> bool {
-        linears.iter().all(|linear| match self.encodes.get(linear.weight.as_str()) {
-            Some(encode) if matches!(encode.settings, Settings::Gptq(_)) => {
-                self.solutions.solved(&linear.weight, linear.expert.unwrap_or(0)).is_some()
-            }
-            _ => true,
-        })
-    }
-
     fn gather(&mut self, block: &Both<'_>, stage: usize, pending: Option<&Pending>) -> Result<Moments> {
         let spec = block.main.spec;
         let linears = &spec.stages[stage].linears;
         let columns = linears.first().map_or(0, |linear| linear.columns);
         let tokens = self.job.solve.tokens.sequences.len() * self.main.current.length();
-        let wanted = self.job.solve.wanted_at(spec, stage);
-        let mut moments = if self.is_solved(linears) && !self.is_known(linears) {
+        let solved = self.is_solved(linears);
+        let wanted = if solved { self.job.solve.wanted_at(spec, stage) } else { Wanted::default() };
+        let mut moments = if self.needs_input(linears) && !self.is_known(linears) {
             Some(Moments::new(columns, tokens, wanted))
         } else {
             None
@@ -555,7 +541,7 @@ impl<'a> Worker<'a> {
                         )?,
                         _ => nearest(encode, &linear.weight, &original.weight)?.3,
                     };
-                    Some(Linear { weight, bias: original.bias.clone(), input: input_format(encode) })
+                    Some(Linear { weight, bias: original.bias.clone(), input: self.rounding(encode, &linear.weight) })
                 }
                 None => None,
             };

@@ -1,9 +1,9 @@
 //! Solves the routed experts of a block, in waves whose moments fit.
 
 use super::{
-    Moments,
+    Moments, Wanted,
     driver::{Worker, divided},
-    matrices::{Factors, input_format, nearest, solve_linear},
+    matrices::{Factors, nearest, solve_linear},
 };
 use crate::{
     Result,
@@ -45,10 +45,13 @@ impl Worker<'_> {
                 else {
                     continue;
                 };
-                let wanted = |linears: &[LinearSpec]| self.is_solved(linears) && !self.is_known(linears);
                 let make = |linears: &[LinearSpec]| {
                     let columns = linears.first().map_or(0, |linear| linear.columns);
-                    if wanted(linears) { Moments::new(columns, 0, job.solve.wanted()) } else { Moments::default() }
+                    if !self.needs_input(linears) || self.is_known(linears) {
+                        return Moments::default();
+                    }
+                    let wanted = if self.is_solved(linears) { job.solve.wanted() } else { Wanted::default() };
+                    Moments::new(columns, 0, wanted)
                 };
                 let inputs = make(&experts.inputs[expert]);
                 let hidden = make(std::slice::from_ref(&experts.outputs[expert]));
@@ -67,6 +70,7 @@ impl Worker<'_> {
                 member.inputs.finish();
                 let mut factors = Factors::default();
                 let specs = &experts.inputs[member.index];
+                self.keep_ranges(specs, &member.inputs)?;
                 for (linear, spec) in member.stored.inputs.iter_mut().zip(specs) {
                     self.store(linear, spec, &member.inputs, &mut factors)?;
                 }
@@ -85,12 +89,14 @@ impl Worker<'_> {
             for member in &mut members {
                 member.hidden.finish();
                 let mut factors = Factors::default();
-                self.store(&mut member.stored.output, &experts.outputs[member.index], &member.hidden, &mut factors)?;
+                let spec = &experts.outputs[member.index];
+                self.keep_ranges(std::slice::from_ref(spec), &member.hidden)?;
+                self.store(&mut member.stored.output, spec, &member.hidden, &mut factors)?;
                 member.hidden = Moments::default();
             }
             self.add_outputs(&members)?;
         }
-        Ok(())
+        self.borrow_from_experts(experts)
     }
 
     fn store(
@@ -102,7 +108,7 @@ impl Worker<'_> {
     ) -> Result<()> {
         let Some(encode) = self.encodes.get(spec.weight.as_str()) else { return Ok(()) };
         let encode: &Encode = encode;
-        linear.input = input_format(encode);
+        linear.input = self.rounding(encode, &spec.weight);
         linear.weight = match &encode.settings {
             Settings::Gptq(_) => solve_linear(
                 &mut self.solutions,

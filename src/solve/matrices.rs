@@ -3,8 +3,7 @@
 use crate::{
     Result,
     codec::{CodecError, CodedRows, MatrixParameters, RowSource},
-    forward::{InputFormat, LinearSpec, Matrix},
-    layout::Activations,
+    forward::{LinearSpec, Matrix},
     passes::{
         Deviations, Settings,
         gptq::{self, Factor, SolveOptions},
@@ -48,17 +47,6 @@ pub fn nearest(
     encode.choice.codec.dequantize_rows(&coded.rows, &parameters, &mut values).map_err(failed)?;
     let decoded = Matrix { rows: weights.rows, columns: weights.columns, values };
     Ok((coded.rows, parameters, coded.deviations, decoded))
-}
-
-/// How the runtime will round the input of an encoded linear.
-#[must_use]
-pub fn input_format(encode: &Encode) -> InputFormat {
-    use crate::codec::Element;
-    match (encode.choice.activations, encode.choice.codec.element) {
-        (Activations::Dynamic, Element::Integer { .. }) => InputFormat::Int8PerToken,
-        (Activations::Dynamic, Element::Fp8E4M3) => InputFormat::Fp8PerToken,
-        _ => InputFormat::Exact,
-    }
 }
 
 /// The factors of one input, one for each way of factoring that its linears ask for.

@@ -60,7 +60,8 @@ impl SolvePlan {
     /// What the moments of one input hold.
     #[must_use]
     pub fn wanted(&self) -> Wanted {
-        Wanted { hessian: true, drift: self.drift, sample: !self.transforms.is_empty(), residual: 0 }
+        let transforms = !self.transforms.is_empty();
+        Wanted { hessian: self.encodes || transforms, drift: self.drift, sample: transforms, residual: 0 }
     }
 
     /// The same for a stage: where its outputs go straight into the residual stream, that stream's difference too.
@@ -154,11 +155,9 @@ impl SolvePlan {
 
     /// The factor, and copies of the largest matrix in work.
     fn solver_bytes(&self, linears: &[LinearSpec]) -> u64 {
-        if !self.encodes {
-            return 0;
-        }
         let columns = linears.first().map_or(0, |linear| linear.columns) as u64;
         let largest = linears.iter().map(|linear| linear.weights() as u64).max().unwrap_or(0);
-        12 * columns * columns + 13 * largest
+        let factor = if self.encodes { 12 * columns * columns } else { 0 };
+        if self.encodes || self.compressed { factor + 13 * largest } else { 0 }
     }
 }

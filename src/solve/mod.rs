@@ -5,6 +5,7 @@
 //! Inside a block, linears that share an input are solved together, and those behind them see their results.
 
 mod clock;
+mod coverage;
 mod driver;
 mod experts;
 pub mod fold;
@@ -12,6 +13,7 @@ pub mod fold;
 mod fold_tests;
 mod folding;
 mod gather;
+mod inputs;
 mod matrices;
 mod memory;
 mod moments;
@@ -25,8 +27,10 @@ pub mod transforms;
 mod view;
 
 pub use clock::{Clock, Part};
-pub use driver::{Coverage, Job, Outcome, calibrate, solve};
+pub use coverage::{Coverage, coverage};
+pub use driver::{Job, Outcome, calibrate, solve};
 pub use gather::Input;
+pub use inputs::{BORROWED, InputRange};
 pub use memory::{SolvePlan, TransformRule};
 pub use moments::{Moments, Wanted};
 pub use record::{Head, Solutions, Solved, SolvedEncoder};
@@ -68,6 +72,17 @@ pub enum SolveFailure {
     NoCalibration {
         /// The pass.
         pass: String,
+    },
+    /// There is no calibration text, and static scales of activations are found with it.
+    #[error(
+        "`activations = \"static\"` (pass `{pass}`, tensor `{tensor}`) takes its scales from data, and the recipe has no \
+         [calibration]"
+    )]
+    NoStaticScales {
+        /// The pass.
+        pass: String,
+        /// The first tensor that needs one.
+        tensor: String,
     },
     /// The budget is too small.
     #[error("a budget of {budget} bytes is too small to calibrate: it takes at least {smallest} bytes")]
@@ -120,7 +135,7 @@ impl SolveFailure {
         match self {
             Self::Io { .. } | Self::Memory { .. } => ExitCode::Environment,
             Self::Matrix { .. } | Self::Codec { .. } => ExitCode::Input,
-            Self::NoCalibration { .. } | Self::OtherStatistics { .. } => ExitCode::Usage,
+            Self::NoCalibration { .. } | Self::NoStaticScales { .. } | Self::OtherStatistics { .. } => ExitCode::Usage,
             Self::Denied { .. } => ExitCode::Difference,
             Self::Stopped { .. } => ExitCode::Stopped,
         }
@@ -131,6 +146,9 @@ impl SolveFailure {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NoCalibration { .. } => "write [calibration] and under it `text = [\"file.txt\"]`".into(),
+            Self::NoStaticScales { .. } => {
+                "write [calibration] and under it `text = [\"file.txt\"]`, or use `activations = \"dynamic\"`".into()
+            }
             Self::Memory { .. } => "give more with --max-memory, or shorter sequences".into(),
             Self::OtherStatistics { .. } => "run `bantam calibrate` again, or leave `statistics` out".into(),
             Self::Stopped { .. } => "run the same command again to continue".into(),

@@ -183,8 +183,11 @@ impl Moments {
         });
     }
 
-    /// Divides the channels: H' = S⁻¹ H S⁻¹, exact where the input is divided.
+    /// Divides the channels as if the input was divided: H' = S⁻¹ H S⁻¹, exact, and the largest magnitudes.
     pub fn divide(&mut self, scales: &[f64]) {
+        for (largest, scale) in self.absmax.iter_mut().zip(scales) {
+            *largest = (f64::from(*largest) / scale) as f32;
+        }
         for (index, row) in self.hessian.chunks_exact_mut(self.columns.max(1)).enumerate() {
             for (value, scale) in row.iter_mut().zip(scales) {
                 *value /= scales[index] * scale;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::matrices::{input_format, nearest};
+use super::{inputs::input_format, matrices::nearest};
 use crate::{
     forward::{ForwardError, InputFormat, Matrix, WeightSource},
     plan::Encode,
@@ -33,6 +33,11 @@ impl WeightSource for Quantized<'_> {
     }
 
     fn activations(&self, weight: &str) -> InputFormat {
-        self.encodes.get(weight).map_or(InputFormat::Exact, |encode| input_format(encode))
+        match self.encodes.get(weight).map_or(InputFormat::Exact, |encode| input_format(encode)) {
+            // Static scales are found for the scales that win; until then a token's own range stands in.
+            InputFormat::Int8Static(_) => InputFormat::Int8PerToken,
+            InputFormat::Fp8Static(_) => InputFormat::Fp8PerToken,
+            format => format,
+        }
     }
 }

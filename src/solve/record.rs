@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Clock, SolveFailure};
+use super::{Clock, InputRange, SolveFailure};
 use crate::{
     checkpoint::{Checkpoint, Dtype, decode_to_f32, header_bytes},
     codec::{
@@ -57,6 +57,8 @@ pub struct Solved {
 pub enum Line {
     /// A matrix is solved.
     Matrix { name: String, expert: Option<usize>, hash: ContentHash, solved: Solved, deviations: BTreeMap<String, u64> },
+    /// The static scale of a linear's input is found.
+    Input { name: String, range: InputRange },
     /// The scales of a block's folds are found.
     Transforms { block: usize, hash: ContentHash },
     /// A block is done and the states behind it are on disk.
@@ -79,6 +81,8 @@ pub struct Solutions {
     folder: PathBuf,
     journal: Option<File>,
     matrices: BTreeMap<(String, usize), Kept>,
+    /// Static scales of inputs, by the name of the linear's weight; stacked experts have none.
+    pub inputs: BTreeMap<String, InputRange>,
     /// Blocks whose transforms are found.
     pub transforms: BTreeMap<usize, ContentHash>,
     /// The last block done and the hashes of the states behind it.
@@ -107,6 +111,7 @@ impl Solutions {
             folder: folder.to_owned(),
             journal: None,
             matrices: BTreeMap::new(),
+            inputs: BTreeMap::new(),
             transforms: BTreeMap::new(),
             last_block: None,
             clock: Clock::default(),
@@ -145,7 +150,7 @@ impl Solutions {
         match line {
             Line::Matrix { name, expert, hash, .. } => same(&self.path(name, expert.unwrap_or(0)), hash),
             Line::Transforms { block, hash } => same(&self.folder.join(transforms_file(*block)), hash),
-            Line::Block { .. } | Line::Found { .. } => true,
+            Line::Block { .. } | Line::Found { .. } | Line::Input { .. } => true,
         }
     }
 
@@ -153,6 +158,9 @@ impl Solutions {
         match line {
             Line::Matrix { name, expert, hash, solved, deviations } => {
                 self.matrices.insert((name, expert.unwrap_or(0)), (hash, solved, deviations));
+            }
+            Line::Input { name, range } => {
+                self.inputs.insert(name, range);
             }
             Line::Transforms { block, hash } => {
                 self.transforms.insert(block, hash);

@@ -33,6 +33,9 @@ impl LogicalCheckpoint {
         let static_scale = || {
             let entry = self.checkpoint.tensor(&format!("{module}.input_scale"))?;
             let mut scale = [0.0];
+            if entry.shape.iter().product::<usize>() != 1 || !crate::checkpoint::is_float(entry.dtype) {
+                return None;
+            }
             crate::checkpoint::decode_to_f32(entry.dtype, self.checkpoint.bytes(entry), &mut scale);
             Some(scale[0])
         };
