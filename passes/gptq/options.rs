@@ -98,11 +98,11 @@ pub struct Solution {
 pub struct Report {
     /// Loss of rounding the given weights to nearest, with scales of minimum and maximum.
     pub loss_nearest: f64,
-    /// Loss after the sweep.
-    pub loss_sweep: f64,
+    /// Loss after the sweep; not measured where there is a correction.
+    pub loss_sweep: Option<f64>,
     /// Loss in the end; that of the sweep where nothing was refined.
     pub loss_refined: f64,
-    /// [`Report::loss_sweep`] against the corrected target; the same where there is no correction.
+    /// The same against the corrected target; equal where there is no correction.
     pub target_loss_sweep: f64,
     /// [`Report::loss_refined`] against the corrected target; the same where there is no correction.
     pub target_loss_refined: f64,

@@ -113,8 +113,7 @@ impl<'a> Job<'a> {
         let mut losses = sweep.run(&mut chunk);
         let mut values = chunk.values();
         report.target_loss_sweep = self.undamped(&losses, &values, &chunk);
-        report.loss_sweep =
-            if corrected { self.loss(&values, &given.target, &chunk) } else { report.target_loss_sweep };
+        report.loss_sweep = (!corrected).then_some(report.target_loss_sweep);
         if self.options.refine {
             (report.rounds, losses) = self.improve(&mut chunk, losses, sweep);
             values = chunk.values();
@@ -194,7 +193,7 @@ impl<'a> Job<'a> {
             coded: CodedRows::default(),
             parameters: self.shared.parameters.clone(),
             dequantized: Vec::with_capacity(rows * columns),
-            report: Report::default(),
+            report: Report { loss_sweep: Some(0.0), ..Report::default() },
         };
         let mut clamped = Clamped::default();
         for (index, done) in done.into_iter().enumerate() {
@@ -249,7 +248,7 @@ impl Clamped {
 impl Report {
     fn add(&mut self, other: &Self) {
         self.loss_nearest += other.loss_nearest;
-        self.loss_sweep += other.loss_sweep;
+        self.loss_sweep = self.loss_sweep.zip(other.loss_sweep).map(|(sum, more)| sum + more);
         self.loss_refined += other.loss_refined;
         self.target_loss_sweep += other.target_loss_sweep;
         self.target_loss_refined += other.target_loss_refined;

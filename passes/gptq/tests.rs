@@ -136,7 +136,7 @@ fn without_correlation_codes_are_those_of_round_to_nearest() {
             assert!(solution.coded == encoded.rows, "{codec:?}");
             assert_eq!(solution.parameters, parameters, "{codec:?}");
             let report = &solution.report;
-            assert!((report.loss_nearest - report.loss_sweep).abs() <= 1e-5 * report.loss_nearest, "{codec:?}");
+            assert!((report.loss_nearest - report.target_loss_sweep).abs() <= 1e-5 * report.loss_nearest, "{codec:?}");
         }
     }
 }
@@ -244,7 +244,7 @@ fn each_step_lowers_the_loss() {
                 let options = SolveOptions { order, damping: 0.01, ..SolveOptions::default() };
                 let solution = solve_with(&weights, rows, &codec, &moments, &options);
                 let report = &solution.report;
-                assert!(report.loss_sweep < report.loss_nearest, "{codec:?} {order:?}: {report:?}");
+                assert!(report.target_loss_sweep < report.loss_nearest, "{codec:?} {order:?}: {report:?}");
                 let sweep = SolveOptions { refine: false, ..options.clone() };
                 let sweep = solve_with(&weights, rows, &codec, &moments, &sweep);
                 let before = loss(&sweep.dequantized, &weights, &damped, columns);
@@ -268,8 +268,8 @@ fn wide_and_uneven_groups_are_refined() {
     for granularity in [Channel, Group(650), Group(300), Group(129), Tensor] {
         let codec = codec(Element::Integer { bits: 3 }, granularity, ScaleFormat::BF16, ZeroPoint::Integer);
         let report = solve_with(&weights, rows, &codec, &moments, &SolveOptions::default()).report;
-        assert!(report.loss_sweep < report.loss_nearest, "{granularity:?}: {report:?}");
-        assert!(report.loss_refined < report.loss_sweep, "{granularity:?}: {report:?}");
+        assert!(report.target_loss_sweep < report.loss_nearest, "{granularity:?}: {report:?}");
+        assert!(report.loss_refined < report.target_loss_sweep, "{granularity:?}: {report:?}");
         assert!(report.rounds > 0);
     }
 }

@@ -36,6 +36,7 @@ struct ComparisonReport {
     mean_kl_divergence: Option<f64>,
     mean_kl_divergence_standard_error: Option<f64>,
     p99_kl_divergence: Option<f64>,
+    p99_kl_divergence_standard_error: Option<f64>,
     top1_agreement: Option<f64>,
     top1_agreement_standard_error: Option<f64>,
     hidden_relative_error: f64,
@@ -114,12 +115,12 @@ fn check_reference(model: &Model, reference: Option<&Model>) -> Result<(), CliEr
 }
 
 fn report(figures: &ModelFigures, context: usize, windows: usize, has_head: bool, text: Vec<String>) -> Report {
-    let perplexity = figures.loss.map(|loss| loss.mean.exp());
+    let perplexity = figures.loss.map(|loss| loss.value.exp());
     Report {
         schema: "bantam.eval/1",
         perplexity,
         // The error of an exponential, to first order.
-        perplexity_standard_error: figures.loss.map(|loss| loss.mean.exp() * loss.standard_error),
+        perplexity_standard_error: figures.loss.map(|loss| loss.value.exp() * loss.standard_error),
         tokens: figures.tokens,
         context,
         windows,
@@ -127,10 +128,11 @@ fn report(figures: &ModelFigures, context: usize, windows: usize, has_head: bool
             let of_head = |value: f64| has_head.then_some(value);
             let error = |figure: Figure| of_head(figure.standard_error);
             ComparisonReport {
-                mean_kl_divergence: of_head(comparison.divergence.mean),
+                mean_kl_divergence: of_head(comparison.divergence.value),
                 mean_kl_divergence_standard_error: error(comparison.divergence),
-                p99_kl_divergence: of_head(comparison.divergence_p99),
-                top1_agreement: of_head(comparison.agreement.mean),
+                p99_kl_divergence: of_head(comparison.divergence_p99.value),
+                p99_kl_divergence_standard_error: error(comparison.divergence_p99),
+                top1_agreement: of_head(comparison.agreement.value),
                 top1_agreement_standard_error: error(comparison.agreement),
                 hidden_relative_error: comparison.hidden_error,
             }
@@ -148,7 +150,10 @@ fn render(report: &Report) -> String {
         if let (Some(mean), Some(error), Some(p99)) =
             (comparison.mean_kl_divergence, comparison.mean_kl_divergence_standard_error, comparison.p99_kl_divergence)
         {
-            lines.push(format!("KL divergence    {mean:.5} ± {error:.5} nats, 99th percentile {p99:.4}"));
+            let p99_error = comparison.p99_kl_divergence_standard_error.unwrap_or_default();
+            lines.push(format!(
+                "KL divergence    {mean:.5} ± {error:.5} nats, 99th percentile {p99:.4} ± {p99_error:.4}"
+            ));
         }
         if let (Some(mean), Some(error)) = (comparison.top1_agreement, comparison.top1_agreement_standard_error) {
             lines.push(format!("top-1 agreement  {mean:.4} ± {error:.4}"));

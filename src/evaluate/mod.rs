@@ -2,6 +2,7 @@
 
 mod compare;
 mod error_figures;
+mod figure;
 mod model;
 mod statistics;
 mod stripes;
@@ -10,6 +11,7 @@ mod test_matrix;
 
 pub use compare::compare;
 pub use error_figures::{ErrorFigures, ErrorSums, measure};
-pub use model::{Comparison, Evaluated, Figure, ModelFigures, evaluate_model};
+pub use figure::Figure;
+pub use model::{Comparison, Evaluated, ModelFigures, evaluate_model};
 pub use statistics::{HISTOGRAM_BINS, Histogram, OUTLIER_SIGMAS, Statistics};
 pub use stripes::map_stripes;

@@ -3,8 +3,8 @@
 //! Logits are never stored: for every token run the sums that the figures need, over pieces of the vocabulary.
 
 use rayon::prelude::*;
-use serde::Serialize;
 
+use super::Figure;
 use crate::{
     Result,
     forward::{Limits, Matrix, Model, Store, WeightSource, exp},
@@ -20,15 +20,6 @@ pub struct Evaluated<'a> {
     pub model: &'a Model,
     /// Its weights.
     pub source: &'a dyn WeightSource,
-}
-
-/// A figure with its standard error, from the differences between windows.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Figure {
-    /// The mean over all predicted tokens.
-    pub mean: f64,
-    /// Standard error of the mean, taking windows as independent draws.
-    pub standard_error: f64,
 }
 
 /// What an evaluation found.
@@ -48,7 +39,7 @@ pub struct Comparison {
     /// KL(reference ‖ model), nats per token.
     pub divergence: Figure,
     /// Its 99th percentile over tokens.
-    pub divergence_p99: f64,
+    pub divergence_p99: Figure,
     /// Share of tokens whose most likely class agrees.
     pub agreement: Figure,
     /// Relative error of the last hidden states.
@@ -152,16 +143,6 @@ fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f64 {
         .sum()
 }
 
-/// A mean over windows and its standard error.
-fn figure(windows: &[Vec<f64>]) -> Figure {
-    let count = windows.len() as f64;
-    let means: Vec<f64> =
-        windows.iter().map(|window| window.iter().sum::<f64>() / window.len().max(1) as f64).collect();
-    let mean = means.iter().sum::<f64>() / count;
-    let variance = means.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-    Figure { mean, standard_error: (variance / count).sqrt() }
-}
-
 /// Takes some rows of logits.
 pub type TakeLogits<'a> = dyn FnMut(&Matrix) -> std::io::Result<()> + 'a;
 
@@ -253,21 +234,20 @@ pub fn evaluate_model(
     let per_window = |value: &dyn Fn(&Running) -> f64| -> Vec<Vec<f64>> {
         running.chunks(length.max(1)).map(|window| window[..predicted].iter().map(value).collect()).collect()
     };
-    let loss = (model.model.causal && classes > 0).then(|| figure(&per_window(&Running::loss)));
+    let loss = (model.model.causal && classes > 0).then(|| Figure::mean(&per_window(&Running::loss)));
     let comparison = reference.map(|_| {
         if classes == 0 {
-            let nothing = Figure { mean: 0.0, standard_error: 0.0 };
             let hidden_error = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
-            return Comparison { divergence: nothing, divergence_p99: 0.0, agreement: nothing, hidden_error };
+            let none = Figure::NONE;
+            return Comparison { divergence: none, divergence_p99: none, agreement: none, hidden_error };
         }
         let divergences = per_window(&Running::divergence);
-        let mut sorted: Vec<f64> = divergences.iter().flatten().copied().collect();
-        sorted.sort_by(f64::total_cmp);
-        let rank = (sorted.len() * 99).div_ceil(100).saturating_sub(1);
         Comparison {
-            divergence: figure(&divergences),
-            divergence_p99: sorted.get(rank).copied().unwrap_or(0.0),
-            agreement: figure(&per_window(&|running| f64::from(u8::from(running.best == running.reference_best)))),
+            divergence: Figure::mean(&divergences),
+            divergence_p99: Figure::percentile(&divergences, 0.99),
+            agreement: Figure::mean(&per_window(&|running| {
+                f64::from(u8::from(running.best == running.reference_best))
+            })),
             hidden_error: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
         }
     });

@@ -140,7 +140,7 @@ pub fn solve_linear(
     let solved = Solved {
         tokens: moments.count,
         loss_nearest: solution.report.loss_nearest / per_token,
-        loss_sweep: solution.report.loss_sweep / per_token,
+        loss_sweep: solution.report.loss_sweep.map(|loss| loss / per_token),
         loss: solution.report.loss_refined / per_token,
         damping: factor.damping(),
     };

@@ -43,8 +43,9 @@ pub struct Solved {
     pub tokens: u64,
     /// tr(ΔW H `ΔWᵀ`) / tokens of rounding to nearest.
     pub loss_nearest: f64,
-    /// The same after the sweep.
-    pub loss_sweep: f64,
+    /// The same after the sweep. Not measured where the target is corrected for what was lost before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_sweep: Option<f64>,
     /// The same in the end.
     pub loss: f64,
     /// Damping really used.
@@ -338,13 +339,13 @@ impl Solutions {
         for solved in all {
             total.tokens += solved.tokens;
             total.loss_nearest += solved.loss_nearest;
-            total.loss_sweep += solved.loss_sweep;
+            total.loss_sweep = total.loss_sweep.zip(solved.loss_sweep).map(|(sum, more)| sum + more);
             total.loss += solved.loss;
             total.damping = total.damping.max(solved.damping);
             count += 1.0;
         }
         total.loss_nearest /= count;
-        total.loss_sweep /= count;
+        total.loss_sweep = total.loss_sweep.map(|sum| sum / count);
         total.loss /= count;
         Some(total)
     }

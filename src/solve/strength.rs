@@ -76,7 +76,7 @@ impl Worker<'_> {
                 &|_, _| {},
             )?;
             let loss = figures.comparison.map_or(f64::INFINITY, |comparison| {
-                if model.has_head() { comparison.divergence.mean } else { comparison.hidden_error }
+                if model.has_head() { comparison.divergence.value } else { comparison.hidden_error }
             });
             if best.is_none_or(|(least, _)| loss < least) {
                 best = Some((loss, strength));
