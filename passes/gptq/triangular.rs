@@ -129,7 +129,9 @@ fn bring_smallest_first(
         }
     }
     matrix[..first * order].par_chunks_mut(order).for_each(|column| {
-        swaps.iter().for_each(|(a, b)| column.swap(*a, *b));
+        for (a, b) in &swaps {
+            column.swap(*a, *b);
+        }
     });
     Ok(())
 }

@@ -10,14 +10,13 @@ use super::{
     Coverage, Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
     gather,
     matrices::{Factors, nearest, solve_linear},
-    record::Line,
+    streams::{Both, Pending, Stream, open_states, resumable, states_path},
     transforms::{Transformed, Transforms},
 };
 use crate::{
     Result,
-    forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Matrix, State, Store, WeightSource, in_pairs},
+    forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Store, WeightSource},
     layout::LogicalCheckpoint,
-    manifest::ContentHash,
     passes::Settings,
     plan::{Action, Encode, Plan},
 };
@@ -90,74 +89,6 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
     Ok(coverage)
 }
 
-/// The hidden states of one model, in two generations and a working copy.
-pub(super) struct Stream {
-    name: &'static str,
-    /// States before the block in hand.
-    pub(super) current: Store,
-    /// States between its stages.
-    pub(super) working: Store,
-}
-
-impl Stream {
-    /// Takes one batch up to the input of `stage`, through a stage that is still to be applied.
-    fn step(
-        &self,
-        block: &Block<'_>,
-        stage: usize,
-        pending: Option<(usize, &[Linear])>,
-        batch: usize,
-    ) -> Result<State> {
-        // The first stage starts from the states before the block.
-        let source = if stage == 0 { &self.current } else { &self.working };
-        let mut state = source.read(batch)?;
-        if let Some((stage, linears)) = pending {
-            block.apply(stage, &mut state, linears)?;
-        }
-        if stage == 0 || pending.is_some() {
-            self.working.write(batch, &state)?;
-        }
-        Ok(state)
-    }
-}
-
-/// A block as each stream has it: norms and routers may have been scaled.
-pub(super) struct Both<'b> {
-    pub(super) main: &'b Block<'b>,
-    /// As the original model has it.
-    pub(super) dense: &'b Block<'b>,
-}
-
-/// The original model's input as it would be behind the folds that scale it.
-pub(super) fn divided(mut x: Matrix, scales: Option<&[f64]>) -> Matrix {
-    if let Some(scales) = scales {
-        for row in x.values.chunks_exact_mut(x.columns.max(1)) {
-            for (value, scale) in row.iter_mut().zip(scales) {
-                *value = (f64::from(*value) / scale) as f32;
-            }
-        }
-    }
-    x
-}
-
-/// The linears of a stage that is not yet applied.
-pub(super) struct Pending {
-    pub(super) stage: usize,
-    /// As the original model has them.
-    pub(super) dense: Vec<Linear>,
-    /// As they will be stored.
-    pub(super) compressed: Vec<Linear>,
-}
-
-/// What a batch adds to the moments of an input.
-struct Gathered {
-    x: Matrix,
-    /// The original model's.
-    original: Option<Matrix>,
-    /// The residual streams of both models.
-    hidden: Option<(Matrix, Matrix)>,
-}
-
 /// The work in hand.
 pub(super) struct Worker<'a> {
     pub(super) job: &'a Job<'a>,
@@ -169,7 +100,7 @@ pub(super) struct Worker<'a> {
     /// The original model's, where it runs beside.
     pub(super) dense: Option<Stream>,
     /// Statistics of the whole model from an earlier `calibrate`.
-    saved: Option<Statistics>,
+    pub(super) saved: Option<Statistics>,
     /// Statistics of the block in hand.
     gathered: Option<Statistics>,
 }
@@ -216,42 +147,6 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
     }
     let Worker { solutions, transforms, .. } = worker;
     Ok(Outcome { solutions, transforms })
-}
-
-fn states_path(folder: &Path, name: &str, block: usize) -> PathBuf {
-    folder.join(format!("states-{name}-{}", block % 2))
-}
-
-/// The first block that is still to be done.
-fn resumable(job: &Job<'_>, solutions: &Solutions) -> usize {
-    let Some((block, hashes)) = &solutions.last_block else { return 0 };
-    let next = block + 1;
-    if next == job.solve.model.blocks.len() {
-        return next;
-    }
-    let names: &[&str] = if job.solve.both_streams { &["main", "dense"] } else { &["main"] };
-    let same = names
-        .iter()
-        .zip(hashes)
-        .all(|(name, hash)| hash_file(&states_path(&job.folder, name, next)).is_ok_and(|found| found == *hash));
-    if same && names.len() == hashes.len() { next } else { 0 }
-}
-
-fn hash_file(path: &Path) -> std::io::Result<ContentHash> {
-    let mut hasher = blake3::Hasher::new();
-    std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
-    Ok(hasher.finalize().into())
-}
-
-fn open_states(job: &Job<'_>, name: &str, block: usize) -> Result<Store> {
-    let length = job.solve.tokens.sequences.first().map_or(0, Vec::len);
-    let count = job.solve.limits.batch_sequences(length);
-    let hidden = job.solve.model.hidden;
-    let shapes: Vec<(usize, usize)> =
-        job.solve.tokens.sequences.chunks(count).map(|sequences| (sequences.len() * length, hidden)).collect();
-    let path = states_path(&job.folder, name, block);
-    let values = count * length * hidden;
-    Ok(Store::open(&path, &shapes, values, length).map_err(|source| SolveFailure::io(&path, source))?)
 }
 
 impl<'a> Worker<'a> {
@@ -440,79 +335,6 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn gather(&mut self, block: &Both<'_>, stage: usize, pending: Option<&Pending>) -> Result<Moments> {
-        let spec = block.main.spec;
-        let linears = &spec.stages[stage].linears;
-        let columns = linears.first().map_or(0, |linear| linear.columns);
-        let tokens = self.job.solve.tokens.sequences.len() * self.main.current.length();
-        let solved = self.is_solved(linears);
-        let wanted = if solved { self.job.solve.wanted_at(spec, stage) } else { Wanted::default() };
-        let mut moments = if self.needs_input(linears) && !self.is_known(linears) {
-            Some(Moments::new(columns, tokens, wanted))
-        } else {
-            None
-        };
-        self.pass(block, stage, pending, moments.as_mut())?;
-        let mut moments = moments.unwrap_or_default();
-        moments.finish();
-        Ok(moments)
-    }
-
-    /// One pass over all states: applies what is pending, and gathers the input of `stage`.
-    pub(super) fn pass(
-        &mut self,
-        block: &Both<'_>,
-        stage: usize,
-        pending: Option<&Pending>,
-        mut moments: Option<&mut Moments>,
-    ) -> Result<()> {
-        let gathers = moments.is_some();
-        let (main, dense, compressed) = (&self.main, self.dense.as_ref(), self.job.solve.compressed);
-        let pending_dense = pending.map(|pending| (pending.stage, &pending.dense[..]));
-        let pending_main =
-            if compressed { pending.map(|pending| (pending.stage, &pending.compressed[..])) } else { pending_dense };
-        let scales = block.main.spec.stages[stage].linears.first().and_then(|linear| self.transforms.columns(linear));
-        let produce = |batch: usize| -> Result<Option<Gathered>> {
-            let (main, dense) = rayon::join(
-                || main.step(block.main, stage, pending_main, batch),
-                || dense.map(|dense| dense.step(block.dense, stage, pending_dense, batch)).transpose(),
-            );
-            let (main, dense) = (main?, dense?);
-            let gathered = || {
-                let x = block.main.input(stage, &main);
-                let original = dense.as_ref().map(|dense| divided(block.dense.input(stage, dense), scales));
-                Gathered { x, original, hidden: dense.map(|dense| (main.hidden, dense.hidden)) }
-            };
-            Ok(gathers.then(gathered))
-        };
-        // Two streams keep two threads busy while one waits for its file; so do two batches of a single stream.
-        let at_once = if self.dense.is_some() { 1 } else { 2 };
-        let batches = self.main.working.batches();
-        for first in (0..batches).step_by(at_once) {
-            let second = first + 1;
-            let produced = self.solutions.clock.time(Part::Forward, || {
-                rayon::join(
-                    || produce(first),
-                    || if at_once == 2 && second < batches { produce(second) } else { Ok(None) },
-                )
-            });
-            let Some(moments) = moments.as_deref_mut() else {
-                produced.0?;
-                produced.1?;
-                continue;
-            };
-            for gathered in [produced.0?, produced.1?].into_iter().flatten() {
-                self.solutions.clock.time(Part::Moments, || {
-                    moments.add(&gathered.x, gathered.original.as_ref());
-                    if let Some((main, dense)) = &gathered.hidden {
-                        moments.add_residual(&gathered.x, dense, main);
-                    }
-                });
-            }
-        }
-        Ok(())
-    }
-
     fn solve_stage(
         &mut self,
         stage: usize,
@@ -558,48 +380,5 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(pending)
-    }
-
-    /// Applies the last stage and puts the states behind the block aside.
-    fn end_block(&mut self, block: &Both<'_>, index: usize, pending: Option<&Pending>) -> Result<()> {
-        let job = self.job;
-        let compressed = job.solve.compressed;
-        let last = index + 1 == job.solve.model.blocks.len();
-        let mut hashes = Vec::new();
-        let hidden = job.solve.model.hidden;
-        for (stream, is_main) in
-            [(Some(&mut self.main), true), (self.dense.as_mut(), false)].into_iter().filter_map(|(s, m)| Some((s?, m)))
-        {
-            if last {
-                break;
-            }
-            if self.saved.is_some() && !compressed {
-                break;
-            }
-            let path = states_path(&job.folder, stream.name, index + 1);
-            let length = stream.current.length();
-            let values = job.solve.limits.batch_sequences(length) * length * hidden;
-            let next = Store::create(Some(&path), stream.working.batches(), values, length)
-                .map_err(|source| SolveFailure::io(&path, source))?;
-            let advance = |batch: usize| -> Result<()> {
-                let mut state = stream.working.read(batch)?;
-                if let Some(pending) = pending {
-                    let (block, linears) = if is_main && compressed {
-                        (block.main, &pending.compressed)
-                    } else {
-                        (block.dense, &pending.dense)
-                    };
-                    block.apply(pending.stage, &mut state, linears)?;
-                }
-                Ok(next.write(batch, &state)?)
-            };
-            let batches = stream.working.batches();
-            self.solutions.clock.time(Part::Forward, || in_pairs(batches, advance))?;
-            let hash = self.solutions.clock.time(Part::States, || hash_file(&path));
-            hashes.push(hash.map_err(|source| SolveFailure::io(&path, source))?);
-            stream.current = next;
-        }
-        self.solutions.append(Line::Block { block: index, states: hashes })?;
-        Ok(())
     }
 }

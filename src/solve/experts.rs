@@ -2,8 +2,9 @@
 
 use super::{
     Moments, Wanted,
-    driver::{Worker, divided},
+    driver::Worker,
     matrices::{Factors, nearest, solve_linear},
+    streams::divided,
 };
 use crate::{
     Result,

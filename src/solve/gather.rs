@@ -2,8 +2,9 @@
 
 use super::{
     Moments, Part, Wanted,
-    driver::{Pending, Stream, Worker},
+    driver::Worker,
     statistics::{Key, Writer},
+    streams::{Pending, Stream},
 };
 use crate::{
     Result,
