@@ -619,6 +619,37 @@ fn starved_experts_are_rounded_and_that_can_be_denied() {
     }
 }
 
+#[test]
+fn experts_are_clipped_where_they_are_seen() {
+    let bench = Bench::new();
+    let moe = bench.path("moe");
+    write_mixtral(&moe);
+    let calibration = "[calibration]\ntext = [\"text.txt\"]\nsequences = 16\nsequence_length = 16\n";
+    let stored = |clip: bool| {
+        let passes = format!(
+            "[[pass]]\nuse = \"awq\"\nfolds = [\"value\"]\nclip = {clip}\nselect = [\"expert\"]\n\
+             [[pass]]\nuse = \"rtn\"\nbits = 3\ngroup_size = 32\nselect = [\"expert\"]\n"
+        );
+        let name = format!("clip-{clip}");
+        let recipe = bench.recipe_with(&name, calibration, &passes, "bantam");
+        let out = bench.path(&name);
+        expect_exit(&mut run(&recipe, &moe, &out), 0);
+        manifest(&out)["tensors"].as_array().unwrap().clone()
+    };
+    let (plain, clipped) = (stored(false), stored(true));
+    for expert in 0..8 {
+        for part in ["w1", "w2", "w3"] {
+            let module = format!("experts.{expert}.{part}.");
+            let hash = |tensors: &[Value]| {
+                let tensor = tensors.iter().find(|tensor| tensor["name"].as_str().unwrap().contains(&module));
+                tensor.unwrap()["parts"][0]["hash"].clone()
+            };
+            // The router never chooses the last two, so nothing is known of their inputs.
+            assert_eq!(hash(&plain) == hash(&clipped), expert >= 6, "{module}");
+        }
+    }
+}
+
 /// One block with eight experts, of which the router never chooses the last two: two others always score above zero.
 fn write_mixtral(folder: &Path) {
     copy_model(folder, |name| name.starts_with("tokenizer"));

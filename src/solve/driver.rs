@@ -278,11 +278,14 @@ impl<'a> Worker<'a> {
                 }
             }
         }
+        if inputs.is_empty() && !original {
+            return Ok(None);
+        }
         let path = self.job.folder.join("statistics.safetensors");
         let writer = Writer::create(&path, &inputs, None)?;
         let last = self.gather_block(spec, &inputs, &writer)?;
         drop(writer);
-        self.gathered = Some(Statistics::open(&path)?);
+        self.gathered = if inputs.is_empty() { None } else { Some(Statistics::open(&path)?) };
         Ok(last)
     }
 

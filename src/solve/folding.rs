@@ -104,14 +104,23 @@ impl Worker<'_> {
             {
                 self.choose(&here, &description.linears, moments.statistics())?;
             }
-            let outputs = spec.experts.as_ref().filter(|_| description.kind == Kind::Experts).map(|e| &e.outputs[..]);
-            for (expert, output) in outputs.unwrap_or_default().iter().enumerate() {
+            let Some(experts) = spec.experts.as_ref().filter(|_| description.kind == Kind::Experts) else { continue };
+            for (expert, (inputs, output)) in experts.inputs.iter().zip(&experts.outputs).enumerate() {
+                let key = |hidden| Key { expert: Some((expert, hidden)), ..key };
+                if self.needs(&[], inputs).is_some()
+                    && let Some(mut moments) = self.statistics(key(false)).filter(|moments| moments.count > 0)
+                {
+                    // The fold in front has been chosen for all experts together.
+                    if let Some(scales) = inputs.first().and_then(|linear| self.transforms.columns(linear)) {
+                        moments.divide(scales);
+                    }
+                    self.choose(&[], inputs, moments.statistics())?;
+                }
                 let here: Vec<&Fold> =
                     all.iter().filter(|fold| fold.stage == stage && fold.expert == Some(expert)).collect();
                 let linears = std::slice::from_ref(output);
-                let key = Key { expert: Some((expert, true)), ..key };
                 if self.needs(&here, linears).is_some()
-                    && let Some(moments) = self.statistics(key).filter(|moments| moments.count > 0)
+                    && let Some(moments) = self.statistics(key(true)).filter(|moments| moments.count > 0)
                 {
                     self.choose(&here, linears, moments.statistics())?;
                 }
@@ -127,7 +136,7 @@ impl Worker<'_> {
             // Only the hidden activations of experts have folds of their own.
             let here: Vec<&Fold> = all.iter().filter(|fold| fold.stage == stage && fold.expert == expert).collect();
             let own = here.iter().all(|fold| fold.consumers.iter().all(|linear| linears.contains(linear)));
-            if own { self.needs(&here, linears) } else { None }
+            self.needs(if own { &here } else { &[] }, linears)
         })
     }
 
