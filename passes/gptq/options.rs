@@ -48,7 +48,7 @@ impl Default for SolveOptions {
             block_size: 128,
             refine: true,
             search_steps: 40,
-            refine_rounds: 3,
+            refine_rounds: 2,
             sweeps: 1,
             drift_share: 1.0,
         }

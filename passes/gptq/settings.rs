@@ -96,6 +96,10 @@ impl Settings {
         number.retain(|key, _| !OWN.contains(&key));
         let number = rtn::Settings::parse(&number)?;
         let mut solve = SolveOptions::default();
+        if matches!(number.number, rtn::Number::Integer { bits: ..=3 }) {
+            // The coarser the levels, the more there is left to gain.
+            solve.refine_rounds += 1;
+        }
         for (key, value) in table.iter().filter(|(key, _)| OWN.contains(&key.as_str())) {
             match (key.as_str(), value) {
                 ("asymmetric", Value::Boolean(on)) => solve.drift_share = if *on { solve.drift_share } else { 0.0 },
