@@ -14,6 +14,7 @@ mod device;
 mod dispatch;
 mod error;
 mod kernel;
+pub mod kernels;
 mod memory;
 mod overlap;
 mod staging;
@@ -29,4 +30,4 @@ pub use overlap::in_flight;
 pub use windows::{Launch, RowBinding, Window};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,0 +1,42 @@
+//! The heavy kernels: each file puts the WGSL file of the same name in `shaders/` to work.
+//!
+//! All take matrices that are on the device already, add their steps to a [`super::Batch`], and leave the results there.
+//! What a kernel may bind is limited; matrices beyond the limit are worked on in parts, which changes no result but the
+//! order of sums where it says so. A buffer cannot be read and written by the same step, so inputs and outputs are
+//! different matrices unless a function works in place.
+
+mod matrix;
+mod multiply;
+
+pub use matrix::{DeviceMatrix, Number, View};
+pub use multiply::{Causal, Heads, Product};
+
+#[cfg(test)]
+mod testing;
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use naga::{
+        front::wgsl,
+        valid::{Capabilities, ValidationFlags, Validator},
+    };
+
+    #[test]
+    fn every_shader_is_valid_without_an_adapter() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+        let paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(!paths.is_empty());
+        for path in paths {
+            let (name, source) = (path.display().to_string(), fs::read_to_string(&path).unwrap());
+            let module =
+                wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string_with_path(&source, &name)));
+            // F16 in F32 arithmetic: `unpack2x16float`, which only the oldest interfaces lack.
+            let mut validator = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+            if let Err(error) = validator.validate(&module) {
+                panic!("{}", error.emit_to_string_with_path(&source, &name));
+            }
+        }
+    }
+}
