@@ -7,9 +7,11 @@
 
 mod matrix;
 mod multiply;
+mod rank_update;
 
 pub use matrix::{DeviceMatrix, Number, View};
 pub use multiply::{Causal, Heads, Product};
+pub use rank_update::SecondMoments;
 
 #[cfg(test)]
 mod testing;
