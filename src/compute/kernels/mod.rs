@@ -8,10 +8,12 @@
 mod matrix;
 mod multiply;
 mod rank_update;
+mod triangular_solve;
 
 pub use matrix::{DeviceMatrix, Number, View};
 pub use multiply::{Causal, Heads, Product};
 pub use rank_update::SecondMoments;
+pub use triangular_solve::solve_lower;
 
 #[cfg(test)]
 mod testing;
