@@ -5,11 +5,13 @@
 //! order of sums where it says so. A buffer cannot be read and written by the same step, so inputs and outputs are
 //! different matrices unless a function works in place.
 
+mod gptq_sweep;
 mod matrix;
 mod multiply;
 mod rank_update;
 mod triangular_solve;
 
+pub use gptq_sweep::{Levels, Swept, sweep};
 pub use matrix::{DeviceMatrix, Number, View};
 pub use multiply::{Causal, Heads, Product};
 pub use rank_update::SecondMoments;
