@@ -9,8 +9,9 @@
 //
 // Layer z of the grid multiplies another set: that of sequence z / heads and head z % heads, whose matrices begin so many
 // strides of a sequence and of a head later; `share` heads use the same head of R. That is what attention needs, where
-// heads lie side by side. With causal = BELOW tiles that lie wholly above the diagonal are left as they are (scores of
-// keys that come later); with causal = UP_TO_ROW only depths up to the row's number count as others are zero.
+// heads lie side by side. Row r of the product belongs to query r + first_query. With causal = BELOW tiles of later columns
+// than any query of theirs are left as they are (scores of keys that come later); with causal = UP_TO_ROW only depths up
+// to the query count, as L is zero beyond.
 //
 // EDGE × EDGE invocations make a tile of 8·EDGE × 8·EDGE, each of them two by two blocks of 4 × 4 in registers. Each step
 // of EDGE along the depth lies in workgroup memory as quads of rows (of columns): 64·EDGE² bytes. Every invocation loads
@@ -36,6 +37,10 @@ struct Shape {
     beta: f32,
     share: u32,
     causal: u32,
+    first_query: u32,
+    unused_0: u32,
+    unused_1: u32,
+    unused_2: u32,
 }
 
 const BELOW: u32 = 1u;
@@ -186,10 +191,11 @@ fn multiply(
 ) {
     let first_row = tile.y * 8u * EDGE;
     let first_column = tile.x * 8u * EDGE;
-    if shape.causal == BELOW && first_column >= first_row + 8u * EDGE {
+    let past_queries = shape.first_query + first_row + 8u * EDGE;
+    if shape.causal == BELOW && first_column >= past_queries {
         return;
     }
-    let depths = select(shape.depth, min(shape.depth, first_row + 8u * EDGE), shape.causal == UP_TO_ROW);
+    let depths = select(shape.depth, min(shape.depth, past_queries), shape.causal == UP_TO_ROW);
     let out_first = first_of(shape.out, tile.z, 1u);
 
     // The first half of the invocations loads L, the second R. Where lines run along the depth, eight neighbours take

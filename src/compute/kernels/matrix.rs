@@ -136,9 +136,9 @@ impl<'a> View<'a> {
         Self { columns: self.columns.start + columns.start..self.columns.start + columns.end, ..self.clone() }
     }
 
-    /// From its first element to the end of the matrix.
-    pub(super) fn to_the_end(&self) -> Self {
-        let (rows, columns) = (self.rows.start..self.matrix.rows, self.columns.start..self.matrix.columns);
+    /// With so many more rows, to the end of the last of them.
+    pub(super) fn with_rows_after(&self, count: usize) -> Self {
+        let (rows, columns) = (self.rows.start..self.rows.end + count, self.columns.start..self.matrix.columns);
         Self { matrix: self.matrix, rows, columns }
     }
 
@@ -159,4 +159,15 @@ impl<'a> View<'a> {
     pub(super) fn stride(&self) -> u32 {
         self.matrix.columns as u32
     }
+}
+
+/// The rows of some views with equally many, in runs of which each can be bound.
+pub(super) fn windows(device: &Device, views: &[&View<'_>]) -> impl Iterator<Item = Range<usize>> + use<> {
+    let limits = device.limits();
+    // A binding begins up to one alignment before its first row, and ends up to one vector after its last.
+    let room = limits.binding_bytes.saturating_sub(limits.alignment_bytes.max(16));
+    let fits = |view: &&View<'_>| room / (view.matrix.columns as u64 * view.matrix.number.bytes()).max(1);
+    let most = views.iter().map(fits).min().unwrap_or(1).max(1) as usize;
+    let rows = views.first().map_or(0, |view| view.rows.len());
+    (0..rows).step_by(most).map(move |first| first..rows.min(first + most))
 }

@@ -5,20 +5,38 @@
 //! order of sums where it says so. A buffer cannot be read and written by the same step, so inputs and outputs are
 //! different matrices unless a function works in place.
 
+mod activate;
+mod attention;
 mod gptq_sweep;
 mod matrix;
 mod multiply;
+mod normalize;
 mod rank_update;
+mod rotate;
 mod triangular_solve;
 
+pub use activate::{Gate, add_branch};
+pub use attention::{QueryKeyValue, attend};
 pub use gptq_sweep::{Levels, Swept, sweep};
 pub use matrix::{DeviceMatrix, Number, View};
 pub use multiply::{Causal, Heads, Product};
+pub use normalize::DeviceNorm;
 pub use rank_update::SecondMoments;
+pub use rotate::Angles;
 pub use triangular_solve::solve_lower;
 
+/// Workgroups for `count` items of `per_group` each, as a grid whose width no adapter refuses. The kernel gets at most
+/// one row of workgroups too many.
+fn grid(count: usize, per_group: usize) -> [u32; 3] {
+    /// What every adapter allows along a dimension.
+    const WIDEST: usize = 65535;
+    let groups = count.div_ceil(per_group);
+    let lines = groups.div_ceil(WIDEST).max(1);
+    [groups.div_ceil(lines) as u32, lines as u32, 1]
+}
+
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 #[cfg(test)]
 mod tests {

@@ -43,6 +43,8 @@ pub struct Heads {
     pub head_strides: [usize; 3],
     /// Which part of the product counts.
     pub causal: Causal,
+    /// The query that the first row belongs to.
+    pub first_query: usize,
 }
 
 /// Which part of a product counts.
@@ -128,6 +130,7 @@ impl Product {
             sequence_strides: [0; 3],
             head_strides: [0; 3],
             causal: Causal::Everything,
+            first_query: 0,
         };
         self.launch(device, batch, [rows, columns, depth], [(left, l), (right, r), (out, o)], &one)
     }
@@ -147,7 +150,12 @@ impl Product {
         heads: &Heads,
     ) -> Result<(), ComputeError> {
         let shape = self.shape(left, right, out);
-        let bounds = [left, right, out].map(|view| (view, view.to_the_end().bound(device)));
+        let (views, of_right) = ([left, right, out], heads.heads.div_ceil(heads.share));
+        let bounds = [0, 1, 2].map(|index| {
+            let (view, count) = (views[index], [heads.heads, of_right, heads.heads][index]);
+            let last = (heads.sequences - 1) * heads.sequence_strides[index] + (count - 1) * heads.head_strides[index];
+            (view, view.with_rows_after(last / view.matrix.columns).bound(device))
+        });
         self.launch(device, batch, shape, bounds, heads)
     }
 
@@ -174,13 +182,14 @@ impl Product {
     ) -> Result<(), ComputeError> {
         let layers = heads.sequences * heads.heads;
         let edge = edge(device, rows, columns, layers);
-        let mut uniform = Vec::with_capacity(20);
+        let mut uniform = Vec::with_capacity(24);
         for (index, (view, bound)) in places.iter().enumerate() {
             let strides = [heads.sequence_strides[index] as u32, heads.head_strides[index] as u32];
             uniform.extend([bound.first, view.stride(), strides[0], strides[1]]);
         }
         uniform.extend([rows as u32, columns as u32, depth as u32, heads.heads as u32]);
         uniform.extend([self.alpha.to_bits(), self.beta.to_bits(), heads.share as u32, heads.causal as u32]);
+        uniform.extend([heads.first_query as u32, 0, 0, 0]);
         let aligned = |place: usize| f64::from(u8::from(uniform[4 * place..][..4].iter().all(|n| n.is_multiple_of(4))));
         let flag = |flag: bool| f64::from(u8::from(flag));
         let kernel = Kernel::new("multiply", SOURCE, "multiply")
