@@ -8,6 +8,7 @@
 mod activate;
 mod attention;
 mod gptq_sweep;
+mod hadamard;
 mod matrix;
 mod multiply;
 mod normalize;
@@ -18,6 +19,7 @@ mod triangular_solve;
 pub use activate::{Gate, add_branch};
 pub use attention::{QueryKeyValue, attend};
 pub use gptq_sweep::{Levels, Swept, sweep};
+pub use hadamard::hadamard;
 pub use matrix::{DeviceMatrix, Number, View};
 pub use multiply::{Causal, Heads, Product};
 pub use normalize::DeviceNorm;
