@@ -8,6 +8,8 @@
 //!
 //! Every operation that fails is a [`ComputeError`], after which the caller does the same work on the processor.
 
+pub mod kernels;
+
 mod adapter;
 mod buffer;
 mod device;
@@ -29,4 +31,4 @@ pub use overlap::in_flight;
 pub use windows::{Launch, RowBinding, Window};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,0 +1,52 @@
+//! The kernels of `shaders/` as functions: what they need beside a device is buffers and shapes.
+//!
+//! Shapes are the caller's: a buffer too short for them is an error, never a wild read. Matrices beyond the largest
+//! binding are worked on window by window.
+
+mod pack;
+mod quantize;
+mod source;
+
+#[cfg(test)]
+mod shaders;
+#[cfg(test)]
+mod tests;
+
+pub use pack::pack;
+pub use quantize::{Coding, Scales, dequantize, quantize};
+pub use source::{Source, SourceFormat, convert, error_sums, extents};
+
+/// The text of a shader with the parts that it needs after it (a shader may begin with directives, parts may not).
+macro_rules! shader {
+    ($file:literal $(, $part:literal)*) => {
+        concat!(
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $file)),
+            $("\n", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/parts/", $part)),)*
+        )
+    };
+}
+pub(crate) use shader;
+
+use super::Limits;
+
+/// Threads of a workgroup, as `shaders/parts/linear.wgsl` has it.
+const THREADS: u64 = 256;
+
+/// Workgroups for so many threads in a line: along a second dimension too where the first one does not hold them.
+fn linear_groups(limits: &Limits, threads: u64) -> [u32; 3] {
+    groups(limits, threads.div_ceil(THREADS))
+}
+
+/// So many workgroups in a line; up to a row of them too many, which find nothing to do.
+fn groups(limits: &Limits, groups: u64) -> [u32; 3] {
+    let along = groups.min(u64::from(limits.groups_per_dimension));
+    if along == 0 {
+        return [0, 1, 1];
+    }
+    [along as u32, groups.div_ceil(along) as u32, 1]
+}
+
+/// A uniform block of words.
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| (*word as u32).to_le_bytes()).collect()
+}
