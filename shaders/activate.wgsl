@@ -1,12 +1,11 @@
-// Activations of the MLP, element by element, all F32.
+// Activations of the MLP, element by element.
 //
-//   activate       out = f(x)                    x is [rows, width]
-//   gated          out = f(gate) · up            a row of x is [gate | up], width elements each
-//   clamped_gate   out = min(gate, limit) · σ(alpha · gate) · (clamp(up, ±limit) + 1)   gate and up in turn (gpt-oss);
-//                  the gate within σ is the limited one
-//
-// f is, by FUNCTION: 0 SiLU, 1 GELU by the error function, 2 GELU by the hyperbolic tangent, 3 x · σ(1.702 x), 4 ReLU.
-// out is [rows, width]. First and strides count elements. One invocation has one element of out.
+// Formula: activate: out = f(x). gated: out = f(gate) · up for rows [gate | up] of x. clamped_gate (gpt-oss), gate and
+// up in turn in x: g = min(gate, limit), out = g · σ(alpha · g) · (clamp(up, ±limit) + 1). f is, by FUNCTION: 0 SiLU, 1
+// GELU by the error function, 2 GELU by the hyperbolic tangent, 3 x · σ(1.702 x), 4 ReLU.
+// Layout: binding 0 Shape; 1 x, [rows, width] or [rows, 2 · width]; 2 out, [rows, width]; all F32, first and strides
+// count elements.
+// Threads: one an element of out.
 
 struct Shape {
     rows: u32,

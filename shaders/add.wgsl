@@ -1,6 +1,8 @@
-// Adds a branch to the residual stream: sum = sum + branch, element by element.
+// Adds a branch to the residual stream.
 //
-// Both are [rows, width] F32; first and strides count elements. One invocation has one element.
+// Formula: sum = sum + branch.
+// Layout: binding 0 Shape; 1 branch, 2 sum, both [rows, width] F32; first and strides count elements.
+// Threads: one an element.
 
 struct Shape {
     rows: u32,

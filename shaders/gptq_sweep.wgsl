@@ -1,19 +1,17 @@
 // One block of the GPTQ sweep: quantizes up to BLOCK columns of every row, one after the other; those of the block that
 // are still to come take the error.
 //
-//   q_j = nearest level of w_j / step,   e_j = (w_j − q_j · step) / u_jj,   w_l −= e_j · u_jl  for l > j in the block
-//
-// Columns after the block take −e · u by multiply.wgsl. U is the upper factor of H⁻¹, [columns, columns] in the order of
-// the sweep, row-major; the block's part of it begins at element upper_first of the binding. All other matrices are
-// row-major in that order, too:
-//   work    [rows, columns] F32    the weights as they stand; not written, because the block's are not needed again
-//   scales  [rows, groups]         step and zero point
-//   groups  [columns] U32          the group of each column
-//   errors  [rows, columns] F32    e
-//   codes   [rows, code_words] U32 four codes of 8 bits in a word, the first in the lowest bits
-//   losses  [rows] F32             Σ e², added to
-//
-// One invocation has one row; its weights lie in workgroup memory, [HEIGHT, BLOCK + 1] so that rows meet no common bank.
+// Formula: q_j = nearest level of w_j / step; e_j = (w_j − q_j · step) / u_jj; w_l −= e_j · u_jl for l > j in the
+// block. Columns after the block take −e · u by multiply.wgsl. U is the upper factor of H⁻¹.
+// Layout: binding 0 Shape, then row-major matrices whose columns are in the order of the sweep:
+// 1 work    [rows, columns] F32     the weights as they stand; not written, because the block's are not needed again
+// 2 upper   [columns, columns] F32  U; the block's part of it begins at element upper_first of the binding
+// 3 scales  [rows, groups]          pairs of F32: step and zero point
+// 4 groups  [columns] U32           the group of each column
+// 5 errors  [rows, columns] F32     e
+// 6 codes   [rows, code_words] U32  four codes of 8 bits in a word, the first in the lowest bits
+// 7 losses  [rows] F32              Σ e², added to
+// Threads: one a row; its weights lie in workgroup memory, [HEIGHT, BLOCK + 1] so that rows meet no common bank.
 
 struct Shape {
     rows: u32,

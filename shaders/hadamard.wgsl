@@ -1,16 +1,13 @@
-// Hadamard transform of vectors in place: y = scale · H x, where H_ij = (−1)^(number of ones that i and j share in binary).
-// With scale = 1/√size the transform is orthogonal and its own inverse.
+// Hadamard transform of vectors, in place.
 //
-// `values` is [vectors, size] F32, size a power of two; a matrix whose rows are a multiple of size has that many vectors
-// more. H is a product of log₂ size steps, each of which makes (a + b, a − b) of all pairs at one distance.
-//
-//   near   distances below `near_size` (a power of two of at most CAPACITY): one workgroup has near_size elements
-//          side by side in workgroup memory
-//   far    distances `distance` and 2 · distance, in registers, or only `distance`: one invocation has the elements of one
-//          set, 4 or 2 (`set_size`)
-//
-// A vector of more than CAPACITY elements takes `near`, then `far` until all distances are done. Each multiplies by its
-// own `scale`.
+// Formula: y = scale · H x, where H_ij = (−1)^(number of ones that i and j share in binary). With scale = 1/√size the
+// transform is orthogonal and its own inverse. H is a product of log₂ size steps, each of which makes (a + b, a − b) of
+// all pairs at one distance: `near` takes the distances below near_size, a power of two of at most CAPACITY; `far`
+// takes `distance` and 2 · distance for a set_size of 4, or only `distance` for 2. A vector of more than CAPACITY
+// elements takes `near`, then `far` until all distances are done. Each multiplies by its own scale.
+// Layout: binding 0 Shape; 1 values, [vectors, size] F32, size a power of two; a matrix whose rows are a multiple of
+// size has that many vectors more.
+// Threads: near: a workgroup has CAPACITY elements side by side in its memory; far: one a set, in registers.
 
 struct Shape {
     elements: u32,

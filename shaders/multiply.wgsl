@@ -1,21 +1,20 @@
-// Multiplies matrices: out = alpha · L · R + beta · out, for any shape, with F32 sums.
+// Products of matrices, of any shape.
 //
-//   L is [rows, depth],     stored so, or as [depth, rows] with LEFT_TRANSPOSED
-//   R is [depth, columns],  stored so, or as [columns, depth] with RIGHT_TRANSPOSED (x wᵀ of a linear)
+// Formula: out = alpha · L · R + beta · out, sums in F32. With beta = 0 what stood in out is not read.
+// Layout: binding 0 Shape; 1 L, [rows, depth], or [depth, rows] with LEFT_TRANSPOSED; 2 R, [depth, columns], or
+// [columns, depth] with RIGHT_TRANSPOSED (x wᵀ of a linear); 3 out, [rows, columns] F32. L and R hold F32, F16 or BF16
+// and are widened on load; their bindings are multiples of 16 bytes long. All are row-major; a line begins `stride`
+// elements after the one before, the first one at element `first` of its binding, so that any part of a larger matrix
+// can be given.
+// Threads: EDGE × EDGE make a tile of 8·EDGE × 8·EDGE, each of them two by two blocks of 4 × 4 in registers. Each step
+// of EDGE along the depth lies in workgroup memory as quads of rows (of columns): 64·EDGE² bytes. Every invocation
+// loads one block of 4 × 4 of a step; that of the next step is on its way while this one is multiplied.
 //
-// All three are row-major; a line begins `stride` elements after the one before, the first one at element `first` of its
-// binding, so that any part of a larger matrix can be given. L and R hold F32, F16 or BF16 and are widened on load; out
-// holds F32. With beta = 0 what stood in out is not read. Bindings of L and R are multiples of 16 bytes long.
-//
-// Layer z of the grid multiplies another set: that of sequence z / heads and head z % heads, whose matrices begin so many
-// strides of a sequence and of a head later; `share` heads use the same head of R. That is what attention needs, where
-// heads lie side by side. Row r of the product belongs to query r + first_query. With causal = BELOW tiles of later columns
-// than any query of theirs are left as they are (scores of keys that come later); with causal = UP_TO_ROW only depths up
-// to the query count, as L is zero beyond.
-//
-// EDGE × EDGE invocations make a tile of 8·EDGE × 8·EDGE, each of them two by two blocks of 4 × 4 in registers. Each step
-// of EDGE along the depth lies in workgroup memory as quads of rows (of columns): 64·EDGE² bytes. Every invocation loads
-// one block of 4 × 4 of a step; that of the next step is on its way while this one is multiplied.
+// Layer z of the grid multiplies another set: that of sequence z / heads and head z % heads, whose matrices begin so
+// many strides of a sequence and of a head later; `share` heads use the same head of R. That is what attention needs,
+// where heads lie side by side. Row r of the product belongs to query r + first_query. With causal = BELOW tiles of
+// later columns than any query of theirs are left as they are (scores of keys that come later); with causal = UP_TO_ROW
+// only depths up to the query count, as L is zero beyond.
 
 // Where a matrix stands in its binding, in elements.
 struct Place {

@@ -1,11 +1,11 @@
-// Normalises vectors: y = (x − m) / √(mean (x − m)² + epsilon) · weight + bias, with m = 0 (root mean square) or, if
-// `centred`, the mean of x (layer norm). Gemma's weights come with the one already added.
+// Norms of vectors.
 //
-// A row of x holds `heads` vectors of `width` elements, so that norms of heads need no copy; with heads = 1 it is the
-// norm of the row. All F32; first and strides count elements. weight and bias are [width]; without one the binding holds
-// anything and the flag is 0.
-//
-// One workgroup has one vector. Each invocation adds up every SIZE-th element, then the sums are added in pairs.
+// Formula: y = (x − m) / √(mean (x − m)² + epsilon) · weight + bias, with m = 0 (root mean square) or, if `centred`,
+// the mean of x (layer norm). Gemma's weights come with the one already added.
+// Layout: binding 0 Shape; 1 x, 2 weight [width], 3 bias [width], 4 out, all F32; first and strides count elements. A
+// row of x and of out holds `heads` vectors of `width` elements, so that norms of heads need no copy; with heads = 1 it
+// is the norm of the row. Without weight or bias its binding holds anything and the flag is 0.
+// Threads: SIZE a vector. Each invocation adds up every SIZE-th element, then the sums are added in pairs.
 
 struct Shape {
     vectors: u32,

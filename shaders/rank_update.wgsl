@@ -1,14 +1,12 @@
-// Adds the lower triangle of xᵀ x to running sums: the second moments (Hessian) of a layer's input.
+// Symmetric rank-k update: the second moments (Hessian) of a layer's input.
 //
-// x is [rows, columns], row-major, F32, F16 or BF16, widened on load; a row begins `stride` elements after the one before,
-// the first one at element `first` of its binding, which is a multiple of 16 bytes long.
-// A sum is a pair of F32, [lines, columns] row-major; its value is their sum. The binding holds the lines from
-// `first_line` on; only elements with column <= line are read and written.
-//
-// Products of CHUNK rows are added up in F32; each of these partial sums is then added to the pair without loss (Knuth's
-// two-sum), so that the error does not grow with the number of rows.
-//
-// Tiles as in multiply.wgsl: EDGE × EDGE invocations make 8·EDGE × 8·EDGE sums, in steps of EDGE rows.
+// Formula: sums += lower triangle of xᵀ x. Products of CHUNK rows are added up in F32; each of these partial sums is
+// then added to a pair of F32 without loss (Knuth's two-sum), so that the error does not grow with the number of rows.
+// Layout: binding 0 Shape; 1 x, [rows, columns], row-major, F32, F16 or BF16, widened on load; a row begins `stride`
+// elements after the one before, the first one at element `first` of its binding, which is a multiple of 16 bytes long;
+// 2 sums, pairs of F32 whose sum is the value, [lines, columns] row-major, the lines from `first_line` on; only
+// elements with column <= line are read and written.
+// Threads: tiles as in multiply.wgsl: EDGE × EDGE make 8·EDGE × 8·EDGE sums, in steps of EDGE rows.
 
 struct Shape {
     rows: u32,

@@ -1,10 +1,11 @@
-// Rotary position embedding in place: each pair (a, b) of a head becomes (a cos − b sin, b cos + a sin).
+// Rotary position embedding, in place.
 //
-// A row of `values` is a token and holds `heads` heads, F32; first and strides count elements. Of a head the first
-// 2 · half channels are rotated: i with i + half, or, if `interleaved`, 2i with 2i + 1. `angles` is [length, half] of
-// (cosine, sine); a token's position is its number modulo `length`, where the binding's first token has number first_token.
-//
-// One invocation has one pair.
+// Formula: each pair (a, b) of a head becomes (a cos − b sin, b cos + a sin). Of a head the first 2 · half channels are
+// rotated: i with i + half, or, if `interleaved`, 2i with 2i + 1.
+// Layout: binding 0 Shape; 1 angles, [length, half] pairs of F32 (cosine, sine); 2 values, F32, a row is a token and
+// holds `heads` heads; first and strides count elements. A token's position is its number modulo `length`, where the
+// binding's first token has number first_token.
+// Threads: one a pair.
 
 struct Shape {
     tokens: u32,

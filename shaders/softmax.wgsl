@@ -1,13 +1,12 @@
-// Turns scores into probabilities in place: p_j = exp(s_j − m) / (Σ exp(s − m) + exp(sink − m)) over the keys j that a
-// query sees, and 0 for all others. m is the largest of all of them.
+// Scores of attention to probabilities, in place.
 //
-// `scores` is [layers, queries, length] F32, rows are the queries from first_query on, columns keys; layer l is of head
-// first_head + l % heads.
-// A query sees, if `causal`, itself and the keys before it, and of those only the last `window` (0: all of them). With a
-// cap each score is cap · tanh(s / cap) first (0: none). `sinks` is [heads], one more score each that takes its share, if
-// `sunk`.
-//
-// One workgroup has one row.
+// Formula: p_j = exp(s_j − m) / (Σ exp(s − m) + exp(sink − m)) over the keys j that a query sees, and 0 for all others;
+// m is the largest of all of them. A query sees, if `causal`, itself and the keys before it, and of those only the last
+// `window` (0: all of them). With a cap each score is cap · tanh(s / cap) first (0: none). A sink is one more score, if
+// `sunk`, that takes its share.
+// Layout: binding 0 Shape; 1 sinks, [all heads] F32; 2 scores, [layers, queries, length] F32: rows are the queries from
+// first_query on, columns keys; layer l is of head first_head + l % heads.
+// Threads: SIZE a row.
 
 struct Shape {
     layers: u32,

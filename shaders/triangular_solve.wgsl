@@ -1,11 +1,12 @@
-// Solves one diagonal block of L X = B: x_i = (b_i − Σ_{j<i} l_ij x_j) / l_ii, for at most BLOCK unknowns.
+// One diagonal block of a lower triangular system with many right-hand sides.
 //
-// L is lower triangular, [order, order], its diagonal not zero; what stands above the diagonal is not read. B and X are
-// [order, columns]. All are row-major F32; a line begins `stride` elements after the one before, the first one at element
-// `first` of its binding. Larger systems are cut in halves: the first half is solved, its part of the second half is taken
-// away by multiply.wgsl, and the second half is solved.
-//
-// One invocation has one column of B; its unknowns lie in workgroup memory, [BLOCK, WIDTH], beside the block of L.
+// Formula: L X = B: x_i = (b_i − Σ_{j<i} l_ij x_j) / l_ii, for at most BLOCK unknowns. Larger systems are cut in
+// halves: the first half is solved, its part of the second half is taken away by multiply.wgsl, and the second half is
+// solved.
+// Layout: binding 0 Shape; 1 L, [order, order], its diagonal not zero; what stands above the diagonal is not read; 2 B
+// and 3 X, [order, columns]. All are row-major F32; a line begins `stride` elements after the one before, the first one
+// at element `first` of its binding.
+// Threads: one a column of B; its unknowns lie in workgroup memory, [BLOCK, WIDTH], beside the block of L.
 
 struct Shape {
     order: u32,

@@ -30,13 +30,11 @@ impl Buffer {
     }
 
     fn check_range(&self, start: u64, bytes: u64) -> Result<(), ComputeError> {
-        match start.checked_add(bytes).filter(|end| *end <= self.bytes) {
-            Some(_) => Ok(()),
-            None => {
-                let (label, end) = (self.label.clone(), start.saturating_add(bytes));
-                Err(ComputeError::Range { label, bytes: self.bytes, start, end })
-            }
+        let end = start.saturating_add(bytes);
+        if end <= self.bytes {
+            return Ok(());
         }
+        Err(ComputeError::Range { label: self.label.clone(), bytes: self.bytes, start, end })
     }
 }
 

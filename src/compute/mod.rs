@@ -8,13 +8,14 @@
 //!
 //! Every operation that fails is a [`ComputeError`], after which the caller does the same work on the processor.
 
+pub mod kernels;
+
 mod adapter;
 mod buffer;
 mod device;
 mod dispatch;
 mod error;
 mod kernel;
-pub mod kernels;
 mod memory;
 mod overlap;
 mod staging;

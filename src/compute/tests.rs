@@ -35,7 +35,7 @@ fn a_kernel_works_on_more_rows_than_a_binding_holds() {
     let wide = device.allocate("wide", 100 * 3996).unwrap();
     let error = double(&device, &wide, 100, 999).unwrap_err();
     assert!(matches!(error, ComputeError::TooLarge { .. }), "{error}");
-    let error = device.dispatch(&DOUBLE.clone(), &[(&wide).into()], &[0; 16], [1, 1, 1]).unwrap_err();
+    let error = device.dispatch(&DOUBLE, &[(&wide).into()], &[0; 16], [1, 1, 1]).unwrap_err();
     assert!(matches!(error, ComputeError::TooLarge { .. }), "{error}");
 }
 
@@ -54,7 +54,7 @@ fn pipelines_are_made_once_per_kernel_and_constants() {
 
 #[test]
 fn the_budget_is_kept_and_given_back() {
-    let Some(device) = fixtures::device_with(Choice { memory_bytes: 1 << 20, ..fixtures::choice() }) else { return };
+    let Some(device) = fixtures::device_with(&Choice { memory_bytes: 1 << 20, ..fixtures::choice() }) else { return };
     let first = device.allocate("first", 800 << 10).unwrap();
     let error = device.allocate("second", 400 << 10).unwrap_err();
     let (used, budget) = (800 << 10, 1 << 20);
@@ -90,13 +90,13 @@ fn mistakes_are_errors_that_name_the_kernel_and_the_device_goes_on() {
 #[test]
 fn a_lost_device_is_an_error_everywhere_and_never_a_panic() {
     let Some(device) = device(None) else { return };
-    let buffer = device.upload("values", &[1; 1 << 20]).unwrap();
+    let buffer = device.upload("values", &vec![1; 1 << 20]).unwrap();
     let pending = device.read_later(&buffer, 0, 64).unwrap();
     device.destroy();
     let _ = pending.wait();
     for outcome in [
         device.allocate("more", 64).map(|_| ()),
-        device.write(&buffer, 0, &[0; 1 << 20]),
+        device.write(&buffer, 0, &vec![0; 1 << 20]),
         device.read(&buffer).map(|_| ()),
         double(&device, &buffer, 4, 4),
         device.finish(),

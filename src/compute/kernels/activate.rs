@@ -1,13 +1,13 @@
 //! Activations of the MLP, and the residual stream.
 
-use super::{View, grid, matrix};
+use super::{View, groups_for, matrix, shader};
 use crate::{
     compute::{Batch, ComputeError, Device, Kernel},
     forward::Activation,
 };
 
-const SOURCE: &str = include_str!("../../../shaders/activate.wgsl");
-const ADD_SOURCE: &str = include_str!("../../../shaders/add.wgsl");
+const SOURCE: &str = shader!("activate.wgsl");
+const ADD_SOURCE: &str = shader!("add.wgsl");
 /// Invocations of a workgroup.
 const SIZE: usize = 64;
 
@@ -57,7 +57,7 @@ impl Gate {
             let (from, to) = (x.bound(device), out.bound(device));
             let shape = [rows.len() as u32, width as u32, alpha.to_bits(), limit.to_bits()];
             let uniform = [shape, [from.first, x.stride(), to.first, out.stride()]];
-            let groups = grid(rows.len() * width, SIZE);
+            let groups = groups_for(device, rows.len() * width, SIZE);
             batch.add(&kernel, &[from.binding, to.binding], bytemuck::cast_slice(&uniform), groups)?;
         }
         Ok(())
@@ -85,7 +85,7 @@ pub fn add_branch(
         let (from, to) = (branch.bound(device), sum.bound(device));
         let shape = [rows.len() as u32, width as u32, from.first, branch.stride()];
         let uniform = [shape, [to.first, sum.stride(), 0, 0]];
-        let groups = grid(rows.len() * width, SIZE);
+        let groups = groups_for(device, rows.len() * width, SIZE);
         batch.add(&kernel, &[from.binding, to.binding], bytemuck::cast_slice(&uniform), groups)?;
     }
     Ok(())

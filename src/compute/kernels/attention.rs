@@ -1,12 +1,12 @@
 //! Attention of whole sequences: scores, their soft-max, and the mean of values, for as many heads at a time as fit.
 
-use super::{Causal, DeviceMatrix, Heads, Product, View, grid};
+use super::{Causal, DeviceMatrix, Heads, Product, View, groups_for, shader};
 use crate::{
     compute::{Binding, ComputeError, Device, Kernel},
     forward::Attention,
 };
 
-const SOURCE: &str = include_str!("../../../shaders/softmax.wgsl");
+const SOURCE: &str = shader!("softmax.wgsl");
 /// Most bytes of the scores that are there at the same time.
 const SCORE_BYTES: u64 = 256 << 20;
 /// Queries of a block where not all of a sequence fit are a multiple of this where possible.
@@ -154,7 +154,7 @@ impl Part {
         // Something has to be bound where there are no sinks, but not what is written.
         let sinks = sinks.map_or(query.bound(device).binding, |sinks| Binding::Whole(&sinks.buffer));
         let kernel = Kernel::new("softmax", SOURCE, "softmax");
-        let groups = grid(layers * self.queries, 1);
+        let groups = groups_for(device, layers * self.queries, 1);
         batch.add(&kernel, &[sinks, bound], bytemuck::cast_slice(&uniform), groups)?;
 
         heads.sequence_strides = [self.heads * layer, stride(&value), stride(&target)];

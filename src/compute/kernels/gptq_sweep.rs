@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::{DeviceMatrix, Number, Product, View};
+use super::{DeviceMatrix, Number, Product, View, shader};
 use crate::{
     codec::{Element, ZeroPoint},
     compute::{Batch, Binding, Buffer, ComputeError, Device, Kernel},
 };
 
-const SOURCE: &str = include_str!("../../../shaders/gptq_sweep.wgsl");
+const SOURCE: &str = shader!("gptq_sweep.wgsl");
 /// Columns that the shader sweeps at once, and rows of a workgroup.
 const BLOCK: usize = 32;
 const HEIGHT: usize = 64;

@@ -1,9 +1,9 @@
 //! The Hadamard transform of rows.
 
-use super::{DeviceMatrix, Number, grid, matrix};
+use super::{DeviceMatrix, Number, groups_for, matrix, shader};
 use crate::compute::{Batch, ComputeError, Device, Kernel};
 
-const SOURCE: &str = include_str!("../../../shaders/hadamard.wgsl");
+const SOURCE: &str = shader!("hadamard.wgsl");
 /// Elements that a workgroup transforms in its own memory, and invocations of a workgroup.
 const CAPACITY: usize = 4096;
 const SIZE: usize = 256;
@@ -32,7 +32,11 @@ pub fn hadamard(
             let kernel = Kernel::new("hadamard", SOURCE, entry);
             let counts = [elements, near, distance, set].map(|count| count as u32);
             let uniform = [counts, [scale.to_bits(), bound.first, 0, 0]];
-            let groups = if distance == 0 { grid(elements, CAPACITY) } else { grid(elements / set, SIZE) };
+            let groups = if distance == 0 {
+                groups_for(device, elements, CAPACITY)
+            } else {
+                groups_for(device, elements / set, SIZE)
+            };
             batch.add(&kernel, &[bound.binding], bytemuck::cast_slice(&uniform), groups)
         };
         step("near", 0, 1, 1.0 / (size as f32).sqrt())?;

@@ -1,9 +1,9 @@
 //! Products of matrices.
 
-use super::{Number, View, matrix::Bound};
+use super::{Number, View, matrix::Bound, shader};
 use crate::compute::{Batch, ComputeError, Device, Kernel};
 
-const SOURCE: &str = include_str!("../../../shaders/multiply.wgsl");
+const SOURCE: &str = shader!("multiply.wgsl");
 /// Edges of a workgroup; a tile is eight times as wide.
 const LARGE_EDGE: usize = 16;
 const SMALL_EDGE: usize = 8;

@@ -1,9 +1,9 @@
 //! Norms of rows and of heads.
 
-use super::{DeviceMatrix, View, grid, matrix};
+use super::{DeviceMatrix, View, groups_for, matrix, shader};
 use crate::compute::{Batch, ComputeError, Device, Kernel};
 
-const SOURCE: &str = include_str!("../../../shaders/normalize.wgsl");
+const SOURCE: &str = shader!("normalize.wgsl");
 
 /// A norm with its weights on the device.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl DeviceNorm {
                 self.epsilon.to_bits(), 0, 0, 0,
             ];
             let bindings = [from.binding, weight, bias, to.binding];
-            batch.add(&kernel, &bindings, bytemuck::cast_slice(&uniform), grid(vectors, 1))?;
+            batch.add(&kernel, &bindings, bytemuck::cast_slice(&uniform), groups_for(device, vectors, 1))?;
         }
         Ok(())
     }

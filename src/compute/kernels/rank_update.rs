@@ -1,9 +1,9 @@
 //! Sums of outer products: the second moments of an input.
 
-use super::{View, multiply};
+use super::{View, multiply, shader};
 use crate::compute::{Batch, Binding, Buffer, ComputeError, Device, Kernel};
 
-const SOURCE: &str = include_str!("../../../shaders/rank_update.wgsl");
+const SOURCE: &str = shader!("rank_update.wgsl");
 /// Rows whose products are added up in F32.
 const CHUNK: usize = 1024;
 /// Most rows of one launch: systems reset an adapter that works on one for seconds, and Mesa's software adapter leaves

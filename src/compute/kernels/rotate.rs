@@ -1,9 +1,9 @@
 //! Rotary position embeddings.
 
-use super::{View, grid, matrix};
+use super::{View, groups_for, matrix, shader};
 use crate::compute::{Batch, Binding, Buffer, ComputeError, Device, Kernel};
 
-const SOURCE: &str = include_str!("../../../shaders/rotate.wgsl");
+const SOURCE: &str = shader!("rotate.wgsl");
 /// Invocations of a workgroup.
 const SIZE: usize = 64;
 
@@ -59,7 +59,7 @@ impl Angles {
             let place = [bound.first, values.stride(), width as u32, u32::from(self.interleaved)];
             let uniform = [shape, place, [rows.start as u32, 0, 0, 0]];
             let bindings = [Binding::Whole(&self.pairs), bound.binding];
-            let groups = grid(rows.len() * heads * self.half, SIZE);
+            let groups = groups_for(device, rows.len() * heads * self.half, SIZE);
             batch.add(&kernel, &bindings, bytemuck::cast_slice(&uniform), groups)?;
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! Systems of equations with a triangular matrix.
 
-use super::{Number, Product, View};
+use super::{Number, Product, View, shader};
 use crate::compute::{Batch, ComputeError, Device, Kernel};
 
-const SOURCE: &str = include_str!("../../../shaders/triangular_solve.wgsl");
+const SOURCE: &str = shader!("triangular_solve.wgsl");
 /// Unknowns of the largest block that the shader solves at once, and its right-hand sides per workgroup.
 const BLOCK: usize = 32;
 const WIDTH: usize = 64;
@@ -78,7 +78,9 @@ mod tests {
                 let (mut lower, given) = (random(order, order, 1), random(order, columns, 2));
                 for row in 0..order {
                     let values = lower.row_mut(row);
-                    values.iter_mut().for_each(|value| *value /= (order as f32).sqrt());
+                    for value in values.iter_mut() {
+                        *value /= (order as f32).sqrt();
+                    }
                     values[row] += 1.5;
                     values[row + 1..].fill(f32::NAN);
                 }

@@ -26,11 +26,11 @@ pub(crate) fn choice() -> Choice {
 
 /// A device, or `None` with a loud line where this machine has no adapter.
 pub(crate) fn device(binding_bytes: Option<u64>) -> Option<Device> {
-    device_with(Choice { binding_bytes, ..choice() })
+    device_with(&Choice { binding_bytes, ..choice() })
 }
 
-pub(crate) fn device_with(choice: Choice) -> Option<Device> {
-    match Device::open(&choice) {
+pub(crate) fn device_with(choice: &Choice) -> Option<Device> {
+    match Device::open(choice) {
         Ok(device) => Some(device),
         Err(ComputeError::NoAdapter { reason }) => {
             eprintln!("SKIPPED, no graphics adapter on this machine: {reason}");
