@@ -56,6 +56,8 @@ pub enum Wanted {
     Software,
     /// One whose name contains this, in any case.
     Named(String),
+    /// The one at this place of [`adapters`].
+    At(usize),
 }
 
 /// Which adapter to open, and how.
@@ -80,7 +82,7 @@ impl Choice {
     /// or with a unit such as `6GiB`).
     ///
     /// # Errors
-    /// [`ComputeError::NoAdapter`] when `BANTAM_GPU_MEMORY` is no size.
+    /// [`ComputeError::Setting`] when `BANTAM_GPU_MEMORY` is no size.
     pub fn from_environment() -> Result<Self, ComputeError> {
         let wanted = match env::var(ADAPTER_VARIABLE) {
             Ok(name) if name.eq_ignore_ascii_case("software") => Wanted::Software,
@@ -88,9 +90,9 @@ impl Choice {
             _ => Wanted::Best,
         };
         let memory_bytes = match env::var(MEMORY_VARIABLE) {
-            Ok(text) => parse_bytes(&text).map_err(|problem| ComputeError::NoAdapter {
-                reason: format!("{MEMORY_VARIABLE} is wrong: {problem}"),
-            })?,
+            Ok(text) => {
+                parse_bytes(&text).map_err(|problem| ComputeError::Setting { variable: MEMORY_VARIABLE, problem })?
+            }
             Err(_) => DEFAULT_MEMORY_BYTES,
         };
         Ok(Self { wanted, memory_bytes, binding_bytes: None })
@@ -165,30 +167,48 @@ fn kind(info: &wgpu::AdapterInfo) -> AdapterKind {
 
 /// The adapter to open.
 pub(super) fn choose(instance: &wgpu::Instance, wanted: &Wanted) -> Result<wgpu::Adapter, ComputeError> {
-    let adapters = sorted(instance);
-    let names: Vec<String> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
-    let found = adapters.into_iter().find(|adapter| {
-        let info = adapter.get_info();
-        match wanted {
-            Wanted::Best => kind(&info) != AdapterKind::Software,
-            Wanted::Software => kind(&info) == AdapterKind::Software,
-            Wanted::Named(part) => info.name.to_lowercase().contains(&part.to_lowercase()),
-        }
-    });
-    found.ok_or_else(|| {
-        let there = if names.is_empty() {
-            "this machine has no Vulkan, Metal or Direct3D 12 driver that offers one".to_owned()
-        } else {
-            format!("there is only {}", names.join(", "))
-        };
-        let reason = match wanted {
-            Wanted::Best if names.is_empty() => there,
-            Wanted::Best => format!("{there}, which is software: {ADAPTER_VARIABLE}=software uses it all the same"),
-            Wanted::Software => format!("a software adapter was asked for, {there}"),
-            Wanted::Named(part) => format!("{ADAPTER_VARIABLE} asks for `{part}`, {there}"),
-        };
-        ComputeError::NoAdapter { reason }
-    })
+    let mut adapters = sorted(instance);
+    let known: Vec<(String, AdapterKind)> =
+        adapters.iter().map(wgpu::Adapter::get_info).map(|info| (info.name.clone(), kind(&info))).collect();
+    let place = place(&known, wanted)?;
+    Ok(adapters.swap_remove(place))
+}
+
+/// The place among [`adapters`] of the one that is wanted.
+///
+/// # Errors
+/// [`ComputeError::NoAdapter`] that says what there is instead.
+pub fn chosen(adapters: &[AdapterReport], wanted: &Wanted) -> Result<usize, ComputeError> {
+    let known: Vec<(String, AdapterKind)> =
+        adapters.iter().map(|adapter| (adapter.name.clone(), adapter.kind)).collect();
+    place(&known, wanted)
+}
+
+fn place(known: &[(String, AdapterKind)], wanted: &Wanted) -> Result<usize, ComputeError> {
+    let fits = |place: usize, name: &str, kind: AdapterKind| match wanted {
+        Wanted::Best => kind != AdapterKind::Software,
+        Wanted::Software => kind == AdapterKind::Software,
+        Wanted::Named(part) => name.to_lowercase().contains(&part.to_lowercase()),
+        Wanted::At(wanted) => place == *wanted,
+    };
+    let found = known.iter().enumerate().find(|(place, (name, kind))| fits(*place, name, *kind));
+    if let Some((place, _)) = found {
+        return Ok(place);
+    }
+    let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
+    let there = if names.is_empty() {
+        "this machine has no Vulkan, Metal or Direct3D 12 driver that offers one".to_owned()
+    } else {
+        format!("there is only {}", names.join(", "))
+    };
+    let reason = match wanted {
+        _ if names.is_empty() => there,
+        Wanted::Best => format!("{there}, which is software: {ADAPTER_VARIABLE}=software uses it all the same"),
+        Wanted::Software => format!("a software adapter was asked for, {there}"),
+        Wanted::Named(part) => format!("{ADAPTER_VARIABLE} asks for `{part}`, {there}"),
+        Wanted::At(place) => format!("number {place} was asked for, {there}"),
+    };
+    Err(ComputeError::NoAdapter { reason })
 }
 
 /// What is known of an adapter.
@@ -206,5 +226,36 @@ pub(super) fn report(adapter: &wgpu::Adapter) -> AdapterReport {
         subgroup: (info.subgroup_min_size, info.subgroup_max_size),
         features: super::device::used_features(adapter).into_iter().map(super::Feature::name).collect(),
         name: info.name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(kinds: &[(&str, AdapterKind)]) -> Vec<(String, AdapterKind)> {
+        kinds.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect()
+    }
+
+    #[test]
+    fn software_is_used_only_when_asked_for() {
+        let both = known(&[("Card", AdapterKind::Discrete), ("llvmpipe", AdapterKind::Software)]);
+        assert_eq!(place(&both, &Wanted::Best), Ok(0));
+        assert_eq!(place(&both, &Wanted::Software), Ok(1));
+        assert_eq!(place(&both, &Wanted::Named("LLVM".into())), Ok(1));
+        let only = place(&both[1..], &Wanted::Best).unwrap_err().to_string();
+        assert!(only.contains("llvmpipe") && only.contains("BANTAM_ADAPTER=software"), "{only}");
+        let none = place(&[], &Wanted::Software).unwrap_err().to_string();
+        assert!(none.contains("driver"), "{none}");
+        let unknown = place(&both, &Wanted::Named("arc".into())).unwrap_err().to_string();
+        assert!(unknown.contains("`arc`") && unknown.contains("Card, llvmpipe"), "{unknown}");
+    }
+
+    #[test]
+    fn cards_of_their_own_come_first_and_software_last() {
+        use AdapterKind::{Discrete, Integrated, Software, Unknown, Virtual};
+        let mut kinds = [Software, Unknown, Virtual, Discrete, Integrated];
+        kinds.sort();
+        assert_eq!(kinds, [Discrete, Integrated, Virtual, Unknown, Software]);
     }
 }

@@ -9,6 +9,14 @@ pub enum ComputeError {
         /// What was looked for, and what there was.
         reason: String,
     },
+    /// What the environment says about adapters is wrong.
+    #[error("the environment variable {variable} is wrong: {problem}")]
+    Setting {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The adapter is there but cannot be opened.
     #[error("adapter `{adapter}` cannot be opened: {message}")]
     Open {
@@ -86,6 +94,6 @@ impl ComputeError {
     /// Whether the device cannot be used any more, so that other work need not try it.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::NoAdapter { .. } | Self::Open { .. } | Self::Lost { .. })
+        matches!(self, Self::NoAdapter { .. } | Self::Setting { .. } | Self::Open { .. } | Self::Lost { .. })
     }
 }

@@ -18,16 +18,18 @@ mod error;
 mod kernel;
 mod memory;
 mod overlap;
+mod score;
 mod staging;
 mod windows;
 
-pub use adapter::{AdapterKind, AdapterReport, Choice, Wanted, adapters};
+pub use adapter::{AdapterKind, AdapterReport, Choice, Wanted, adapters, chosen};
 pub use buffer::{Buffer, Pending};
 pub use device::{Device, Feature, Limits};
 pub use dispatch::{Batch, Binding};
 pub use error::ComputeError;
 pub use kernel::Kernel;
 pub use overlap::in_flight;
+pub use score::{Score, score};
 pub use windows::{Launch, RowBinding, Window};
 
 #[cfg(test)]

@@ -56,11 +56,14 @@ pub(crate) use shader;
 
 use super::Limits;
 
+/// The shader that measures devices.
+pub(super) const SCORE: &str = shader!("score.wgsl", "linear.wgsl");
+
 /// Threads of a workgroup, as `shaders/parts/linear.wgsl` has it.
 const THREADS: u64 = 256;
 
 /// Workgroups for so many threads in a line: along a second dimension too where the first one does not hold them.
-fn linear_groups(limits: &Limits, threads: u64) -> [u32; 3] {
+pub(super) fn linear_groups(limits: &Limits, threads: u64) -> [u32; 3] {
     groups(limits, threads.div_ceil(THREADS))
 }
 
@@ -79,6 +82,6 @@ fn groups_for(device: &super::Device, count: usize, per_group: usize) -> [u32; 3
 }
 
 /// A uniform block of words.
-fn words(words: &[u64]) -> Vec<u8> {
+pub(super) fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| (*word as u32).to_le_bytes()).collect()
 }
