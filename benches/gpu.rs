@@ -13,8 +13,8 @@ use bantam::{
     compute::{
         AdapterKind, Choice, Device, Score,
         kernels::{
-            Angles, DeviceMatrix, DeviceNorm, Gate, Levels, Number, Product, QueryKeyValue, SecondMoments, add_branch,
-            attend, hadamard, solve_lower, sweep,
+            Angles, DeviceMatrix, DeviceNorm, Gate, Levels, Number, Product, QueryKeyValue, Scores, SecondMoments,
+            add_branch, attend, hadamard, solve_lower, sweep,
         },
         score,
     },
@@ -182,11 +182,12 @@ impl Bench {
             soft_cap: None,
         };
         let (key, value) = (self.matrix(tokens, channels / 4), self.matrix(tokens, channels / 4));
+        let mut scores = Scores::default();
         let inputs = QueryKeyValue { query: x.view(), key: key.view(), value: value.view() };
         // Two products, of which causality leaves half.
         let cost = Cost { bytes: 10 * elements, operations: 2 * elements * size.length };
         self.line("attention, causal, 4 heads a key head", &cost, || {
-            attend(device, &attention, &inputs, size.length, None, &out.view()).unwrap();
+            attend(device, &attention, &inputs, size.length, None, &mut scores, &out.view()).unwrap();
         });
 
         self.line("residual sum", &Cost { bytes: 12 * elements, operations: elements }, || {

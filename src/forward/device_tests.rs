@@ -9,7 +9,7 @@ use super::{
 use crate::compute::{
     Device,
     kernels::{
-        Angles, DeviceMatrix, DeviceNorm, Gate, QueryKeyValue, add_branch, attend,
+        Angles, DeviceMatrix, DeviceNorm, Gate, Number, QueryKeyValue, Scores, add_branch, attend,
         testing::{HOSTILE, SMALL_BINDING, random, upload, upload_as, worst},
     },
     tests::fixtures,
@@ -273,9 +273,11 @@ fn attention_of_every_kind_agrees_with_f64() {
     ];
     // With the small bindings not even all queries of one head fit at the longest sequence, which takes blocks of them.
     for device in devices(32768) {
+        // Kept from case to case, so that what is left over of one would show in the next.
+        let mut scores = Scores::default();
         for (index, (sequences, length, sunk, attention)) in cases.iter().enumerate() {
             let tokens = sequences * length;
-            let number = [crate::compute::kernels::Number::F32, crate::compute::kernels::Number::BF16][index % 2];
+            let number = [Number::F32, Number::BF16][index % 2];
             let keys = attention.key_value_heads;
             let (q, q_host) = upload_as(&device, &random(tokens, attention.heads * attention.key_width, 1), number);
             let (k, k_host) = upload_as(&device, &random(tokens, keys * attention.key_width, 2), number);
@@ -284,7 +286,7 @@ fn attention_of_every_kind_agrees_with_f64() {
             let stored = sunk.then(|| DeviceMatrix::upload(&device, "sinks", attention.heads, &sinks).unwrap());
             let out = upload(&device, &Matrix::zeros(tokens, attention.heads * attention.value_width));
             let inputs = QueryKeyValue { query: q.view(), key: k.view(), value: v.view() };
-            attend(&device, attention, &inputs, *length, stored.as_ref(), &out.view()).unwrap();
+            attend(&device, attention, &inputs, *length, stored.as_ref(), &mut scores, &out.view()).unwrap();
             let found = out.download(&device).unwrap();
 
             let of = |matrix, stride| Heads { matrix, first: 0, stride };

@@ -23,6 +23,22 @@ pub struct QueryKeyValue<'a> {
     pub value: View<'a>,
 }
 
+/// Memory for scores, made at the first use and kept for the next: at most 256 MiB.
+#[derive(Debug, Default)]
+pub struct Scores(Option<DeviceMatrix>);
+
+impl Scores {
+    /// As a matrix of this shape; what it holds is left over.
+    fn shaped(&mut self, device: &Device, rows: usize, columns: usize) -> Result<&DeviceMatrix, ComputeError> {
+        let fits = |matrix: &DeviceMatrix| matrix.buffer.bytes() >= 4 * (rows * columns) as u64;
+        let matrix = match self.0.take().filter(fits) {
+            Some(matrix) => DeviceMatrix { rows, columns, ..matrix },
+            None => DeviceMatrix::zeros(device, "scores", rows, columns)?,
+        };
+        Ok(self.0.insert(matrix))
+    }
+}
+
 /// Heads of sequences that are worked on together.
 struct Share {
     sequences: usize,
@@ -31,7 +47,7 @@ struct Share {
 }
 
 /// Queues attention of sequences of `length` tokens each: `out`, `[tokens, heads · value_width]` F32, becomes the
-/// outputs of all heads. `sinks` is `[1, heads]`. Does not wait. Needs at most 256 MiB for scores beside it.
+/// outputs of all heads. `sinks` is `[1, heads]`. Does not wait.
 ///
 /// # Errors
 /// As for [`crate::compute::Batch::add`] and [`Device::allocate`]; [`ComputeError::TooLarge`] where the keys of a sequence
@@ -45,6 +61,7 @@ pub fn attend(
     inputs: &QueryKeyValue<'_>,
     length: usize,
     sinks: Option<&DeviceMatrix>,
+    scores: &mut Scores,
     out: &View<'_>,
 ) -> Result<(), ComputeError> {
     let (heads, tokens) = (attention.heads, inputs.query.rows.len());
@@ -56,7 +73,7 @@ pub fn attend(
     let sequences = tokens / length;
     let share = share(device, attention, inputs, out, length);
     let layers = share.sequences * share.heads;
-    let scores = DeviceMatrix::zeros(device, "scores", layers * share.queries, length)?;
+    let scores = scores.shaped(device, layers * share.queries, length)?;
     for sequence in (0..sequences).step_by(share.sequences) {
         for head in (0..heads).step_by(share.heads) {
             for query in (0..length).step_by(share.queries) {
@@ -68,7 +85,7 @@ pub fn attend(
                     query,
                     queries: share.queries.min(length - query),
                 };
-                part.queue(device, attention, inputs, length, (&scores, sinks, out))?;
+                part.queue(device, attention, inputs, length, (scores, sinks, out))?;
             }
         }
     }

@@ -30,7 +30,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use activate::{Gate, add_branch};
-pub use attention::{QueryKeyValue, attend};
+pub use attention::{QueryKeyValue, Scores, attend};
 pub use gptq_sweep::{Levels, Swept, sweep};
 pub use hadamard::hadamard;
 pub use matrix::{DeviceMatrix, Number, View};

@@ -130,3 +130,17 @@ fn large_tiles_make_the_same_product() {
     let host: Vec<f64> = host.values.iter().copied().map(f64::from).collect();
     assert!(worst(&found, &host, |_| 35.0) <= TOLERANCE);
 }
+
+#[test]
+fn without_depth_only_beta_counts() {
+    for device in devices() {
+        let before = random(5, 7, 1);
+        let (x, out) = (upload(&device, &random(9, 9, 2)), upload(&device, &before));
+        let product = Product { beta: 0.5, ..Product::TRANSPOSED };
+        let mut batch = device.batch();
+        product.add(&device, &mut batch, &x.part(0..5, 3..3), &x.part(0..7, 4..4), &out.view()).unwrap();
+        batch.submit().unwrap();
+        let half: Vec<f32> = before.values.iter().map(|value| value / 2.0).collect();
+        assert_eq!(out.download(&device).unwrap(), half);
+    }
+}
