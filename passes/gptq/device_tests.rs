@@ -20,8 +20,9 @@ use crate::{
 };
 
 /// Share of codes that may differ: sums in another order and a division that is not rounded exactly move a weight across
-/// the middle between two levels now and then, and those after it that take its error.
-const DIFFERENT_CODES: f64 = 1e-3;
+/// the middle between two levels now and then, and those after it that take its error. Mesa's software adapter: none here,
+/// 8 of 147456 for 8 bits at 192 × 768.
+const DIFFERENT_CODES: f64 = 2e-4;
 /// How much larger the loss may be than that of the sweep in F64, as a share. A code that differs is no worse on average.
 const LOSS_TOLERANCE: f64 = 2e-3;
 
