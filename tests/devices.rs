@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::process::Command;
+use std::{io::Write, process::Command};
 
 use common::{SMALL, assert_same, bantam, contents, expect_exit, write_model};
 use serde_json::Value;
@@ -11,6 +11,11 @@ use serde_json::Value;
 /// A driver list with nothing in it: a machine without adapters, where Vulkan is the only way to one.
 #[cfg(target_os = "linux")]
 const NO_DRIVERS: (&str, &str) = ("VK_DRIVER_FILES", "/dev/null");
+
+/// Says so past the test harness, which keeps what a test that passes prints.
+fn skipped(reason: &Value) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED, no graphics adapter on this machine: {reason}");
+}
 
 fn devices(environment: &[(&str, &str)]) -> Value {
     let mut command = bantam();
@@ -24,7 +29,7 @@ fn adapters_are_listed_with_limits_and_a_score() {
     assert_eq!(report["schema"], "bantam.devices/1");
     let list = report["devices"].as_array().unwrap();
     if list.is_empty() {
-        eprintln!("SKIPPED, no graphics adapter on this machine: {}", report["no_device"]);
+        skipped(&report["no_device"]);
         return;
     }
     let software = list.iter().filter(|device| device["kind"] == "software").count();
@@ -68,7 +73,7 @@ fn adapter() -> Option<Vec<(&'static str, &'static str)>> {
         return Some(vec![]);
     }
     if report["devices"].as_array().unwrap().is_empty() {
-        eprintln!("SKIPPED, no graphics adapter on this machine: {}", report["no_device"]);
+        skipped(&report["no_device"]);
         return None;
     }
     Some(vec![("BANTAM_ADAPTER", "software")])

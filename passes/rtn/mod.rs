@@ -2,6 +2,8 @@
 //! zero points, EasyQuant's outliers, FineQuant's granularity under a target. `docs/passes/rtn.md` has the formulas.
 
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod encoder;
 mod fine_quant;
 pub(crate) mod grid;

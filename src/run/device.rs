@@ -69,3 +69,66 @@ impl<'a> RunDevice<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{checkpoint::Dtype, codec::DenseRows, compute::tests::fixtures};
+
+    /// Encodes by the processor's kernels, or on a device if that is not gone.
+    struct Probe;
+
+    impl MatrixEncoder for Probe {
+        fn prepare(&self, _: &dyn RowSource) -> Result<MatrixParameters, CodecError> {
+            Ok(MatrixParameters::default())
+        }
+
+        fn encode(
+            &self,
+            _: &dyn RowSource,
+            _: &MatrixParameters,
+            first_row: usize,
+            rows: usize,
+        ) -> Result<EncodedStripe, CodecError> {
+            let rows = crate::codec::CodedRows { first_row, rows, ..Default::default() };
+            Ok(EncodedStripe { rows, ..EncodedStripe::default() })
+        }
+
+        fn encode_on(
+            &self,
+            device: &Device,
+            source: &dyn RowSource,
+            parameters: &MatrixParameters,
+            first_row: usize,
+            rows: usize,
+        ) -> Result<Option<EncodedStripe>, ComputeError> {
+            device.upload("probe", &[0; 64])?;
+            Ok(self.encode(source, parameters, first_row, rows).ok())
+        }
+    }
+
+    #[test]
+    fn a_device_lost_on_the_way_costs_no_stripe() {
+        let Some(device) = fixtures::device(None) else { return };
+        let source = DenseRows::new(Dtype::F32, &[0; 64], 4, 4).unwrap();
+        let run = RunDevice::new(Some(&device));
+        let encode = |first| run.encode(&Probe, &source, &MatrixParameters::default(), first, 1).unwrap();
+        let (stripe, on_device) = encode(0);
+        assert!(on_device && stripe.deviations.is_empty() && run.failure().is_none());
+        device.destroy();
+        for first in [1, 2] {
+            let (stripe, on_device) = encode(first);
+            assert_eq!(stripe.rows.first_row, first);
+            assert_eq!((stripe.deviations.get(DEVICE_FAILED), on_device), (Some(&1), false));
+        }
+        assert!(matches!(run.failure(), Some(ComputeError::Lost { .. })));
+    }
+
+    #[test]
+    fn without_a_device_nothing_deviates() {
+        let source = DenseRows::new(Dtype::F32, &[0; 64], 4, 4).unwrap();
+        let run = RunDevice::new(None);
+        let (stripe, on_device) = run.encode(&Probe, &source, &MatrixParameters::default(), 0, 4).unwrap();
+        assert!(!on_device && stripe.deviations.is_empty() && run.name().is_none());
+    }
+}
