@@ -226,6 +226,8 @@ impl Inner {
             Err(_) => Err(ComputeError::Lost { operation, message: "the driver's interface failed".to_owned() }),
             Ok((_, Some(wgpu::Error::OutOfMemory { .. }))) => Err(ComputeError::OutOfMemory { operation }),
             Ok((_, Some(error))) => {
+                // That a device is gone is told by the next poll only; until then its calls are merely refused.
+                let _ = catch_unwind(AssertUnwindSafe(|| self.device.poll(wgpu::PollType::Poll)));
                 self.check(&operation)?;
                 Err(ComputeError::Refused { operation, message: error.to_string().trim().to_owned() })
             }
