@@ -10,6 +10,7 @@ pub mod smoothquant_plus;
 use crate::{
     checkpoint::Dtype,
     codec::{Codec, CodecError, CodedRows, MatrixParameters, RowSource, ScaleFormat},
+    compute::{ComputeError, Device},
     layout::Activations,
 };
 
@@ -114,6 +115,21 @@ pub trait MatrixEncoder: Send + Sync {
         first_row: usize,
         rows: usize,
     ) -> Result<EncodedStripe, CodecError>;
+    /// The same on a graphics processor, the same bytes; `None` where it has no kernels for this encoding, or where the
+    /// weights are such that [`MatrixEncoder::encode`] has to say what is wrong with them.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when the device fails; [`MatrixEncoder::encode`] does the same work without it.
+    fn encode_on(
+        &self,
+        _device: &Device,
+        _source: &dyn RowSource,
+        _parameters: &MatrixParameters,
+        _first_row: usize,
+        _rows: usize,
+    ) -> Result<Option<EncodedStripe>, ComputeError> {
+        Ok(None)
+    }
 }
 
 /// What an encoding makes of a set of matrices: their codecs, from settings and shapes alone where that is possible.

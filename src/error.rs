@@ -58,6 +58,9 @@ pub enum Error {
     /// A scratch file fails.
     #[error("a scratch file: {0}")]
     Scratch(#[from] std::io::Error),
+    /// A graphics processor cannot be used.
+    #[error(transparent)]
+    Compute(#[from] crate::compute::ComputeError),
     /// A manifest cannot be read.
     #[error(transparent)]
     Manifest(#[from] crate::manifest::ManifestError),
@@ -71,7 +74,7 @@ impl Error {
             Self::Recipe(_) | Self::Choose(_) => ExitCode::Usage,
             Self::Checkpoint(_) | Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
             Self::Tokens(error) => error.exit_code(),
-            Self::Scratch(_) => ExitCode::Environment,
+            Self::Scratch(_) | Self::Compute(_) => ExitCode::Environment,
             Self::Solve(error) => error.exit_code(),
             Self::Layout(error) => error.exit_code(),
             Self::Forward(error) => error.exit_code(),
@@ -91,6 +94,7 @@ impl Error {
             Self::Run(error) => error.hint(),
             Self::Solve(error) => error.hint(),
             Self::Recipe(_)
+            | Self::Compute(_)
             | Self::Codec(_)
             | Self::Choose(_)
             | Self::Scratch(_)

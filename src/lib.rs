@@ -17,6 +17,8 @@ pub mod calibration;
 
 pub mod codec;
 
+pub mod compute;
+
 pub mod layout;
 
 #[path = "../passes/mod.rs"]

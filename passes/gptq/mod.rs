@@ -12,6 +12,8 @@
 
 mod chunk;
 mod descent;
+#[cfg(test)]
+mod device_tests;
 mod factor;
 mod lanes;
 mod local;

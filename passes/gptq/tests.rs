@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Numbers without a pattern, the same on every machine.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
     /// Uniform in −1..1.
@@ -27,7 +27,7 @@ impl Numbers {
 }
 
 /// Correlated second moments with very unequal channels, as those of a language model are.
-fn moments(columns: usize, tokens: usize, numbers: &mut Numbers) -> Vec<f64> {
+pub(super) fn moments(columns: usize, tokens: usize, numbers: &mut Numbers) -> Vec<f64> {
     let mix: Vec<f64> = (0..columns * columns).map(|_| numbers.normal() / (columns as f64).sqrt()).collect();
     let size: Vec<f64> = (0..columns).map(|_| (numbers.normal() * 0.8).exp()).collect();
     let mut hessian = vec![0.0; columns * columns];
@@ -46,7 +46,7 @@ fn moments(columns: usize, tokens: usize, numbers: &mut Numbers) -> Vec<f64> {
     hessian
 }
 
-fn weights(count: usize, numbers: &mut Numbers) -> Vec<f32> {
+pub(super) fn weights(count: usize, numbers: &mut Numbers) -> Vec<f32> {
     (0..count).map(|_| (numbers.normal() * 0.05) as f32).collect()
 }
 
@@ -54,7 +54,7 @@ fn identity(columns: usize) -> Vec<f64> {
     (0..columns * columns).map(|index| f64::from(u8::from(index % (columns + 1) == 0))).collect()
 }
 
-fn codec(element: Element, granularity: Granularity, scale: ScaleFormat, zero: ZeroPoint) -> Codec {
+pub(super) fn codec(element: Element, granularity: Granularity, scale: ScaleFormat, zero: ZeroPoint) -> Codec {
     Codec { element, granularity, scale, zero, outliers: None }
 }
 

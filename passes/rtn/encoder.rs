@@ -16,21 +16,22 @@ use crate::{
     codec::{
         Codec, CodecError, CodedRows, Granularity, MatrixParameters, Outliers, RowSource, ScaleFormat, ZeroPoint, range,
     },
+    compute::{ComputeError, Device},
     passes::{Deviations, EncodedStripe, Matrix, MatrixEncoder},
 };
 
 /// A matrix's encoder.
 pub struct Encoder {
-    codec: Codec,
-    range: Range,
-    grid: Grid,
-    columns: usize,
+    pub(super) codec: Codec,
+    pub(super) range: Range,
+    pub(super) grid: Grid,
+    pub(super) columns: usize,
 }
 
 /// What a stripe's rows have become so far.
 #[derive(Default)]
-struct Stripe {
-    codes: Vec<u8>,
+pub(super) struct Stripe {
+    pub(super) codes: Vec<u8>,
     scales: Vec<f32>,
     zeros: Vec<f32>,
     scales_clamped: u64,
@@ -56,13 +57,22 @@ impl Encoder {
     }
 
     /// Rows and columns that share a scale.
-    fn tile(&self) -> (usize, usize) {
+    pub(super) fn tile(&self) -> (usize, usize) {
         let (rows, columns) = match self.codec.granularity {
             Granularity::Group(columns) => (1, columns),
             Granularity::Block { rows, columns } => (rows, columns),
             Granularity::Channel | Granularity::Tensor => (1, self.columns),
         };
         (rows.max(1), columns.max(1))
+    }
+
+    /// The grid of a matrix, and the scale of all its weights where there is only one.
+    pub(super) fn grid_for(&self, parameters: &MatrixParameters) -> (Grid, Option<GroupScale>) {
+        match parameters.tensor_scale {
+            Some(global) if self.codec.scale == ScaleFormat::E4M3OverGlobal => (self.grid.with_global(global), None),
+            Some(scale) => (self.grid.clone(), Some(self.grid.stored(scale, parameters.tensor_zero))),
+            None => (self.grid.clone(), None),
+        }
     }
 
     /// Extremes of each group of the tile; for symmetric codes only their magnitude counts.
@@ -173,7 +183,7 @@ impl Tile<'_> {
 }
 
 impl Stripe {
-    fn push(&mut self, group: &GroupScale, zero: ZeroPoint) {
+    pub(super) fn push(&mut self, group: &GroupScale, zero: ZeroPoint) {
         self.scales.push(group.scale);
         if zero != ZeroPoint::None {
             self.zeros.push(group.zero);
@@ -182,7 +192,7 @@ impl Stripe {
         self.zeros_clamped += u64::from(group.zero_clamped);
     }
 
-    fn finish(self, first_row: usize, rows: usize, columns: usize) -> EncodedStripe {
+    pub(super) fn finish(self, first_row: usize, rows: usize, columns: usize) -> EncodedStripe {
         let counts = [("scale-clamped", self.scales_clamped), ("zero-point-clamped", self.zeros_clamped)];
         EncodedStripe {
             rows: CodedRows { first_row, rows, columns, codes: self.codes, scales: self.scales, zeros: self.zeros },
@@ -230,11 +240,7 @@ impl MatrixEncoder for Encoder {
         if self.columns == 0 {
             return Ok(stripe.finish(first_row, rows, 0));
         }
-        let (grid, tensor) = match parameters.tensor_scale {
-            Some(global) if self.codec.scale == ScaleFormat::E4M3OverGlobal => (self.grid.with_global(global), None),
-            Some(scale) => (self.grid.clone(), Some(self.grid.stored(scale, parameters.tensor_zero))),
-            None => (self.grid.clone(), None),
-        };
+        let (grid, tensor) = self.grid_for(parameters);
         let mut scratch = Scratch::default();
         let height = self.tile().0;
         let at_once = height * source.rows_at_once().div_ceil(height).max(1);
@@ -249,5 +255,16 @@ impl MatrixEncoder for Encoder {
             }
         }
         Ok(stripe.finish(first_row, rows, self.columns))
+    }
+
+    fn encode_on(
+        &self,
+        device: &Device,
+        source: &dyn RowSource,
+        parameters: &MatrixParameters,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<Option<EncodedStripe>, ComputeError> {
+        self.on_device(device, source, parameters, first_row, rows)
     }
 }

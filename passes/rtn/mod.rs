@@ -1,6 +1,9 @@
 //! Round to nearest, and the data-free methods that choose its scales better: least squares, HQQ's half-quadratic
 //! zero points, EasyQuant's outliers, FineQuant's granularity under a target. `docs/passes/rtn.md` has the formulas.
 
+mod device;
+#[cfg(test)]
+mod device_tests;
 mod encoder;
 mod fine_quant;
 pub(crate) mod grid;

@@ -101,6 +101,13 @@ pub enum Command {
     /// is found, with 3 when there is no manifest to check against.
     #[command(after_help = "Example:\n  bantam verify llama-int4 --source ~/models/llama")]
     Verify(VerifyArguments),
+    /// List the graphics adapters of this machine, and measure them
+    ///
+    /// Tells each adapter's driver, limits and features, and measures for about a second how fast it copies, multiplies
+    /// and adds, and takes and gives data. A machine without adapters says so and exits with 0. The environment variable
+    /// `BANTAM_ADAPTER` (a part of a name, or `software`) says which one `--device gpu` uses.
+    #[command(after_help = "Example:\n  bantam devices --json")]
+    Devices(DevicesArguments),
 }
 
 impl Command {
@@ -116,6 +123,7 @@ impl Command {
             Self::Verify(arguments) => arguments.json,
             Self::Eval(arguments) => arguments.json,
             Self::Calibrate(arguments) => arguments.json,
+            Self::Devices(arguments) => arguments.json,
         }
     }
 }
@@ -279,6 +287,14 @@ pub struct EvalArguments {
     #[arg(long, value_name = "FILE")]
     pub save_logits: Option<PathBuf>,
     /// The result as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam devices`.
+#[derive(Debug, Clone, Args)]
+pub struct DevicesArguments {
+    /// The list as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
 }

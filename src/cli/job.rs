@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{ByteSize, CliError, Denied, Device, Output};
 use crate::{
     checkpoint::Checkpoint,
+    compute,
     layout::LogicalCheckpoint,
     model::{ModelMap, NamedShape},
     plan::{Inputs, Options, Plan},
@@ -54,18 +55,20 @@ pub(super) fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
 }
 
-/// This version computes on the processor only.
-pub(super) fn check_device(device: Device, output: &Output) -> Result<(), CliError> {
-    match device {
-        Device::Gpu => Err(CliError::Environment {
-            message: "this version has no kernels for graphics processors".into(),
-            hint: Some("leave --device out: the bytes are the same on every device".into()),
-        }),
-        Device::Auto | Device::Cpu => {
-            output.detail("computing on the processor");
-            Ok(())
-        }
+/// The graphics processor to compute on; `None` for the processor. `auto` is the processor until a measurement on a
+/// graphics card shows a gain.
+pub(super) fn open_device(asked: Device, output: &Output) -> Result<Option<compute::Device>, CliError> {
+    if asked != Device::Gpu {
+        output.detail("computing on the processor");
+        return Ok(None);
     }
+    let opened = compute::Choice::from_environment().and_then(|choice| compute::Device::open(&choice));
+    let device = opened.map_err(|error| CliError::Environment {
+        message: error.to_string(),
+        hint: Some("leave --device out to compute on the processor; `bantam devices` lists adapters".into()),
+    })?;
+    output.detail(&format!("computing on {}", device.adapter().name));
+    Ok(Some(device))
 }
 
 /// Makes every parallel loop of this process use so many threads.

@@ -3,6 +3,7 @@
 pub mod arguments;
 pub mod calibrate;
 pub mod decode;
+pub mod devices;
 pub mod diff;
 pub mod eval;
 pub mod failure;
@@ -19,8 +20,8 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DiffArguments,
-    EvalArguments, GlobalArguments, InspectArguments, PlanArguments, RunArguments, VerifyArguments,
+    CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
+    DiffArguments, EvalArguments, GlobalArguments, InspectArguments, PlanArguments, RunArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -58,5 +59,6 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Eval(arguments) => eval::execute(arguments, output),
         Command::Calibrate(arguments) => calibrate::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
+        Command::Devices(arguments) => devices::execute(arguments, output),
     }
 }

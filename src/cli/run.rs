@@ -25,7 +25,7 @@ use crate::{
 /// # Errors
 /// Whatever stops the run.
 pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
-    job::check_device(arguments.device, output)?;
+    let device = job::open_device(arguments.device, output)?;
     let (source, plan) = job::plan(&Job {
         recipe: &arguments.recipe,
         model: arguments.model.as_ref(),
@@ -49,12 +49,16 @@ pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, an
         &run::Options {
             fresh: arguments.fresh,
             deny_fallbacks: arguments.deny.contains(&Denied::Fallback),
+            device: device.as_ref(),
             stop: &stop,
             progress: &reporter,
         },
     );
     reporter.finish();
     let outcome = outcome?;
+    if let Some(failure) = &outcome.device_failure {
+        output.warning(&format!("{failure}; what it failed at was computed on the processor"));
+    }
     if output.json() {
         output.json_event(&outcome.manifest)?;
     } else {
@@ -102,6 +106,10 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
         .min_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((snr, name)) = worst {
         let _ = write!(text, "\nworst tensor {name}: {snr:.2} dB signal to noise");
+    }
+    let devices: Vec<&str> = outcome.manifest.tensors.iter().filter_map(|tensor| tensor.device.as_deref()).collect();
+    if let Some(name) = devices.first() {
+        let _ = write!(text, "\n{} of them on {name}", devices.len());
     }
     if outcome.resumed > 0 {
         let _ = write!(text, "\n{} tensors were taken over from the interrupted run", outcome.resumed);

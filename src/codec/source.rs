@@ -20,6 +20,11 @@ pub trait RowSource: Send + Sync {
     /// # Errors
     /// [`CodecError`] when stored codes are malformed.
     fn read_rows(&self, first_row: usize, out: &mut [f32]) -> Result<(), CodecError>;
+    /// The bytes of these rows as stored, row-major in the type they have, where rows lie one after the other: a device
+    /// decodes them itself.
+    fn stored_rows(&self, _rows: Range<usize>) -> Option<(Dtype, &[u8])> {
+        None
+    }
     /// Says that these rows are not needed any more, so that mapped pages can go.
     fn release_rows(&self, _rows: Range<usize>) {}
     /// How many rows are best read by one call: one where rows lie one after the other, so that a row stays in the
@@ -166,6 +171,14 @@ impl RowSource for DenseRows<'_> {
         Ok(())
     }
 
+    fn stored_rows(&self, rows: Range<usize>) -> Option<(Dtype, &[u8])> {
+        if self.transposed.is_some() {
+            return None;
+        }
+        let row_bytes = self.columns * self.width();
+        Some((self.dtype, self.bytes.get(rows.start * row_bytes..rows.end * row_bytes)?))
+    }
+
     fn release_rows(&self, rows: Range<usize>) {
         let Some(release) = &self.release else { return };
         let rows = rows.start.min(self.rows)..rows.end.min(self.rows);
@@ -242,7 +255,14 @@ mod tests {
                 let mut out = vec![-1.0; count * columns];
                 source.read_rows(first, &mut out).unwrap();
                 prop_assert_eq!(&out, &expected);
+                if let Some((dtype, bytes)) = source.stored_rows(first..first + count) {
+                    prop_assert_eq!(dtype, Dtype::BF16);
+                    let stored = bytes.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32());
+                    prop_assert!(stored.eq(expected.iter().copied()));
+                }
             }
+            prop_assert_eq!(turned.stored_rows(first..first + count), None);
+            prop_assert!(plain.stored_rows(0..all + 1).is_none() && plain.stored_rows(0..all).is_some());
         }
     }
 

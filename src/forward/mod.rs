@@ -9,6 +9,8 @@ mod attention;
 mod block;
 mod build;
 mod config;
+#[cfg(test)]
+mod device_tests;
 mod error;
 mod experts;
 mod inputs;

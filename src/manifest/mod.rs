@@ -1,7 +1,8 @@
 //! The manifest: the proof of what was done, `manifest.json` beside the tensors of every artifact.
 //!
 //! It holds what went in and what came out, each with its hash, and how far every tensor is from its source. It holds
-//! no time and no fact about the machine, so the same recipe on the same checkpoint gives the same manifest anywhere.
+//! no time and no fact about the machine but the graphics processor that was used, if one was: the same recipe on the same
+//! checkpoint gives the same manifest on every processor.
 
 mod hash;
 mod read;
@@ -108,6 +109,9 @@ pub struct OutputTensor {
     /// How it was solved with calibration data; absent where it was not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Solved>,
+    /// The graphics processor that computed it, or some of it; absent where that was the processor alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The static scale of its input and what it follows from; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<InputRange>,

@@ -21,6 +21,7 @@ fn manifest() -> Manifest {
         bits_per_weight: 16.0,
         error,
         calibration: None,
+        device: None,
         input: None,
         hash: ContentHash::of_parts(&[hash]),
     };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Options, RunError, journal::Record, peak_rss_bytes, staging, staging::Staging};
+use super::{Options, RunError, device::DEVICE_FAILED, journal::Record, peak_rss_bytes, staging, staging::Staging};
 use crate::{
     Result,
     checkpoint::Checkpoint,
@@ -162,7 +162,11 @@ fn manifest(
             kind: kind.clone(),
             tensor: unit.name.clone(),
             count,
-            message: format!("`{}`: {kind}, {count} times", unit.name),
+            message: if kind == DEVICE_FAILED {
+                format!("`{}`: the device failed, {count} stripes were computed on the processor", unit.name)
+            } else {
+                format!("`{}`: {kind}, {count} times", unit.name)
+            },
         }));
         let calibration = found.and_then(|found| found.solutions.report(&unit.name));
         let input = found.and_then(|found| found.solutions.inputs.get(&unit.name)).cloned();
@@ -215,6 +219,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         bits_per_weight: unit.bits_per_weight(),
         error: record.error,
         calibration: None,
+        device: record.device.clone(),
         input: None,
         hash: ContentHash::of_parts(&record.outputs),
     }

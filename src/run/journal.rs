@@ -46,6 +46,9 @@ pub(super) struct Record {
     pub(super) error: Option<ErrorFigures>,
     /// What deviated, by name.
     pub(super) deviations: BTreeMap<String, u64>,
+    /// The device that computed it, or some of it; none for the processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) device: Option<String>,
 }
 
 /// An open journal.
@@ -130,6 +133,7 @@ mod tests {
             outputs: vec![ContentHash::of(b"b")],
             error,
             deviations: [("x".to_owned(), 3)].into(),
+            device: (unit == 5).then(|| "a card".to_owned()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! Order of events, each safe to be killed in: lock, reserve space, waves (bytes, then their journal records), sync
 //! and read back, small files, manifest, rename. Running the same command again continues.
 
+mod device;
 mod error;
 mod finish;
 mod journal;
@@ -23,11 +24,13 @@ use std::{
 use rayon::prelude::*;
 
 use self::{
+    device::RunDevice,
     journal::{Found, Head, Journal, Record},
     staging::Staging,
 };
 use crate::{
     Result,
+    compute::{ComputeError, Device},
     layout::{LogicalCheckpoint, layout},
     manifest::Manifest,
     plan::Plan,
@@ -43,6 +46,8 @@ pub struct Options<'a> {
     pub fresh: bool,
     /// Treat a deviation as an error.
     pub deny_fallbacks: bool,
+    /// The graphics processor that does what it has kernels for; none: everything is done on the processor.
+    pub device: Option<&'a Device>,
     /// Set from outside to stop after the current wave.
     pub stop: &'a AtomicBool,
     /// Told how far the run is.
@@ -58,6 +63,8 @@ pub struct Outcome {
     pub resumed: usize,
     /// Whether the artifact stood there already, complete.
     pub was_complete: bool,
+    /// What went wrong first on the device; what it failed at was done on the processor and is among the fallbacks.
+    pub device_failure: Option<ComputeError>,
 }
 
 /// Runs the plan to the end, or as far as it is let.
@@ -68,7 +75,7 @@ pub fn run(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>) -> Re
     let identity = source_identity(source);
     if let Some(manifest) = finish::standing_artifact(plan, &identity, options.fresh)? {
         staging::remove_work_folder(&plan.out)?;
-        return Ok(Outcome { manifest, resumed: 0, was_complete: true });
+        return Ok(Outcome { manifest, resumed: 0, was_complete: true, device_failure: None });
     }
     plan.check_disk(if options.fresh { 0 } else { staged_bytes(plan) })?;
     let pool = rayon::ThreadPoolBuilder::new()
@@ -111,9 +118,10 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
         None => None,
     };
     platform::trim_heap();
-    work(plan, source, options, &staging, found.as_ref(), &mut journal, &mut records, start)?;
+    let device = RunDevice::new(options.device);
+    work(plan, source, options, &staging, found.as_ref(), &device, &mut journal, &mut records, start)?;
     finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start)
-        .map(|manifest| Outcome { manifest, resumed, was_complete: false })
+        .map(|manifest| Outcome { manifest, resumed, was_complete: false, device_failure: device.failure() })
 }
 
 /// The recorded units whose bytes read back as recorded; the last record of a unit counts.
@@ -149,13 +157,21 @@ fn work(
     options: &Options<'_>,
     staging: &Staging,
     found: Option<&solve::Outcome>,
+    device: &RunDevice<'_>,
     journal: &mut Journal,
     records: &mut BTreeMap<usize, Record>,
     start: Instant,
 ) -> Result<()> {
     let target = layout(plan.layout);
-    let context =
-        wave::Context { plan, source, layout: target.as_ref(), staging, found, deny_fallbacks: options.deny_fallbacks };
+    let context = wave::Context {
+        plan,
+        source,
+        layout: target.as_ref(),
+        staging,
+        found,
+        device,
+        deny_fallbacks: options.deny_fallbacks,
+    };
     let mut status = Status::new(plan, records.keys().copied(), start);
     options.progress.update(&status);
     let mut open = BTreeMap::new();

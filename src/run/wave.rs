@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range};
 
 use rayon::prelude::*;
 
-use super::{RunError, journal::Record, staging::Staging};
+use super::{RunError, device::RunDevice, journal::Record, staging::Staging};
 use crate::{
     Result,
     checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite},
@@ -27,6 +27,7 @@ pub(super) struct Context<'a> {
     pub(super) layout: &'a dyn Layout,
     pub(super) staging: &'a Staging,
     pub(super) found: Option<&'a Outcome>,
+    pub(super) device: &'a RunDevice<'a>,
     pub(super) deny_fallbacks: bool,
 }
 
@@ -40,6 +41,8 @@ pub(super) struct UnitState<'a> {
     buffers: Vec<Vec<u8>>,
     sums: ErrorSums,
     deviations: BTreeMap<String, u64>,
+    /// Whether the device encoded some of it.
+    on_device: bool,
     work: Work<'a>,
 }
 
@@ -70,7 +73,7 @@ enum Task {
 enum Done {
     Hash { slab: usize, inputs: Vec<blake3::Hasher> },
     Chunk,
-    Stripe { slab: usize, pieces: Vec<Piece>, sums: ErrorSums, deviations: BTreeMap<&'static str, u64> },
+    Stripe { slab: usize, stripe: Stripe },
 }
 
 /// Lets the disk begin with what the next wave will read.
@@ -110,14 +113,15 @@ pub(super) fn run<'a>(
                     state.inputs = inputs;
                 }
             }
-            Done::Stripe { slab, pieces, sums, deviations } => {
+            Done::Stripe { slab, stripe } => {
                 if let Some(state) = open.get_mut(&wave[slab].unit) {
-                    state.sums.merge(&sums);
-                    for (kind, count) in deviations {
+                    state.sums.merge(&stripe.sums);
+                    state.on_device |= stripe.on_device;
+                    for (kind, count) in stripe.deviations {
                         *state.deviations.entry(kind.to_owned()).or_default() += count;
                     }
                 }
-                stripes[slab].extend(pieces);
+                stripes[slab].extend(stripe.pieces);
             }
         }
     }
@@ -170,6 +174,7 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
         buffers: Vec::new(),
         sums: ErrorSums::default(),
         deviations: BTreeMap::new(),
+        on_device: false,
         work,
     })
 }
@@ -263,15 +268,10 @@ fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitStat
                     *first_row,
                     *rows,
                 )
-                .map(|(pieces, sums, deviations)| Done::Stripe {
-                    slab: *slab,
-                    pieces,
-                    sums,
-                    deviations,
-                })
+                .map(|stripe| Done::Stripe { slab: *slab, stripe })
             }
             Work::Decode { rows: source } => decode_stripe(unit, source.as_ref(), *first_row, *rows)
-                .map(|(pieces, sums)| Done::Stripe { slab: *slab, pieces, sums, deviations: BTreeMap::new() }),
+                .map(|stripe| Done::Stripe { slab: *slab, stripe }),
             Work::Copy => unreachable!("copies have chunks"),
         },
     }
@@ -348,7 +348,14 @@ fn encoding_error(context: &Context<'_>, unit: &Unit, error: CodecError) -> crat
     }
 }
 
-type Stripe = (Vec<Piece>, ErrorSums, BTreeMap<&'static str, u64>);
+/// What became of some rows.
+#[derive(Default)]
+struct Stripe {
+    pieces: Vec<Piece>,
+    sums: ErrorSums,
+    deviations: BTreeMap<&'static str, u64>,
+    on_device: bool,
+}
 
 #[expect(clippy::too_many_arguments, reason = "everything one stripe needs, from four owners")]
 fn encode_stripe(
@@ -362,8 +369,10 @@ fn encode_stripe(
     first_row: usize,
     rows: usize,
 ) -> Result<Stripe> {
-    let mut coded =
-        encoder.encode(source, parameters, first_row, rows).map_err(|error| encoding_error(context, unit, error))?;
+    let (mut coded, on_device) = context
+        .device
+        .encode(encoder, source, parameters, first_row, rows)
+        .map_err(|error| encoding_error(context, unit, error))?;
     if context.deny_fallbacks
         && let Some((kind, count)) = coded.deviations.iter().next()
     {
@@ -383,7 +392,7 @@ fn encode_stripe(
             }
         }
     }
-    Ok((pieces, sums, coded.deviations))
+    Ok(Stripe { pieces, sums, deviations: coded.deviations, on_device })
 }
 
 fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange> {
@@ -392,12 +401,7 @@ fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange>
     Ok(found.ok_or_else(|| RunError::Defect { tensor: unit.name.clone(), message: message() })?)
 }
 
-fn decode_stripe(
-    unit: &Unit,
-    source: &dyn RowSource,
-    first_row: usize,
-    rows: usize,
-) -> Result<(Vec<Piece>, ErrorSums)> {
+fn decode_stripe(unit: &Unit, source: &dyn RowSource, first_row: usize, rows: usize) -> Result<Stripe> {
     let columns = source.columns();
     let mut values = vec![0.0; rows * columns];
     source.read_rows(first_row, &mut values).map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
@@ -406,7 +410,8 @@ fn decode_stripe(
     encode_from_f32(dtype, &values, &mut bytes);
     let offset = (first_row * columns * crate::checkpoint::bits_of(dtype) / 8) as u64;
     let run = bytes.len();
-    Ok((vec![Piece { tensor: 0, offset, run, stride: run as u64, bytes }], ErrorSums::default()))
+    let pieces = vec![Piece { tensor: 0, offset, run, stride: run as u64, bytes }];
+    Ok(Stripe { pieces, ..Stripe::default() })
 }
 
 /// Writes a slab's pieces, moves the hashes on, gives the source's pages back; a record when the unit is complete.
@@ -432,7 +437,9 @@ fn finish_slab<'a>(
     let outputs =
         if matches!(state.work, Work::Copy) { inputs.clone() } else { state.outputs.iter().map(hash).collect() };
     let error = matches!(unit.action, Action::Encode(_)).then(|| state.sums.figures());
-    let record = Record { unit: slab.unit, inputs, outputs, error, deviations: std::mem::take(&mut state.deviations) };
+    let device = context.device.name().filter(|_| state.on_device);
+    let deviations = std::mem::take(&mut state.deviations);
+    let record = Record { unit: slab.unit, inputs, outputs, error, deviations, device };
     Ok((state, Some(record)))
 }
 

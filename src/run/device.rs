@@ -1,0 +1,134 @@
+//! Stripes on a graphics processor, and what becomes of them when it fails.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use crate::{
+    codec::{CodecError, MatrixParameters, RowSource},
+    compute::{ComputeError, Device},
+    passes::{EncodedStripe, MatrixEncoder},
+};
+
+/// Name of the fallback that counts stripes which the device failed at.
+pub(super) const DEVICE_FAILED: &str = "device-failed";
+
+/// The device of a run, if it has one.
+pub(super) struct RunDevice<'a> {
+    device: Option<&'a Device>,
+    /// Set when the device cannot be used any more.
+    gone: AtomicBool,
+    first_failure: Mutex<Option<ComputeError>>,
+}
+
+impl<'a> RunDevice<'a> {
+    pub(super) fn new(device: Option<&'a Device>) -> Self {
+        Self { device, gone: AtomicBool::new(false), first_failure: Mutex::new(None) }
+    }
+
+    /// What the manifest calls the device.
+    pub(super) fn name(&self) -> Option<String> {
+        let adapter = self.device?.adapter();
+        Some(format!("{} ({})", adapter.name, adapter.backend))
+    }
+
+    /// What went wrong first.
+    pub(super) fn failure(&self) -> Option<ComputeError> {
+        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Encodes a stripe where that can be done, and says whether the device did it. A stripe that the device failed at is
+    /// encoded on the processor and counted.
+    pub(super) fn encode(
+        &self,
+        encoder: &dyn MatrixEncoder,
+        source: &dyn RowSource,
+        parameters: &MatrixParameters,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<(EncodedStripe, bool), CodecError> {
+        let on_processor = || encoder.encode(source, parameters, first_row, rows);
+        let Some(device) = self.device else { return Ok((on_processor()?, false)) };
+        let attempt = match self.failure() {
+            Some(error) if self.gone.load(Ordering::Relaxed) => Err(error),
+            _ => encoder.encode_on(device, source, parameters, first_row, rows),
+        };
+        match attempt {
+            Ok(Some(stripe)) => Ok((stripe, true)),
+            Ok(None) => Ok((on_processor()?, false)),
+            Err(error) => {
+                let is_final = error.is_final();
+                self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                // Only now: who sees the device gone must find the reason.
+                self.gone.fetch_or(is_final, Ordering::Relaxed);
+                let mut stripe = on_processor()?;
+                *stripe.deviations.entry(DEVICE_FAILED).or_default() += 1;
+                Ok((stripe, false))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{checkpoint::Dtype, codec::DenseRows, compute::tests::fixtures};
+
+    /// Encodes by the processor's kernels, or on a device if that is not gone.
+    struct Probe;
+
+    impl MatrixEncoder for Probe {
+        fn prepare(&self, _: &dyn RowSource) -> Result<MatrixParameters, CodecError> {
+            Ok(MatrixParameters::default())
+        }
+
+        fn encode(
+            &self,
+            _: &dyn RowSource,
+            _: &MatrixParameters,
+            first_row: usize,
+            rows: usize,
+        ) -> Result<EncodedStripe, CodecError> {
+            let rows = crate::codec::CodedRows { first_row, rows, ..Default::default() };
+            Ok(EncodedStripe { rows, ..EncodedStripe::default() })
+        }
+
+        fn encode_on(
+            &self,
+            device: &Device,
+            source: &dyn RowSource,
+            parameters: &MatrixParameters,
+            first_row: usize,
+            rows: usize,
+        ) -> Result<Option<EncodedStripe>, ComputeError> {
+            device.upload("probe", &[0; 64])?;
+            Ok(self.encode(source, parameters, first_row, rows).ok())
+        }
+    }
+
+    #[test]
+    fn a_device_lost_on_the_way_costs_no_stripe() {
+        let Some(device) = fixtures::device(None) else { return };
+        let source = DenseRows::new(Dtype::F32, &[0; 64], 4, 4).unwrap();
+        let run = RunDevice::new(Some(&device));
+        let encode = |first| run.encode(&Probe, &source, &MatrixParameters::default(), first, 1).unwrap();
+        let (stripe, on_device) = encode(0);
+        assert!(on_device && stripe.deviations.is_empty() && run.failure().is_none());
+        device.destroy();
+        for first in [1, 2] {
+            let (stripe, on_device) = encode(first);
+            assert_eq!(stripe.rows.first_row, first);
+            assert_eq!((stripe.deviations.get(DEVICE_FAILED), on_device), (Some(&1), false));
+        }
+        assert!(matches!(run.failure(), Some(ComputeError::Lost { .. })));
+    }
+
+    #[test]
+    fn without_a_device_nothing_deviates() {
+        let source = DenseRows::new(Dtype::F32, &[0; 64], 4, 4).unwrap();
+        let run = RunDevice::new(None);
+        let (stripe, on_device) = run.encode(&Probe, &source, &MatrixParameters::default(), 0, 4).unwrap();
+        assert!(!on_device && stripe.deviations.is_empty() && run.name().is_none());
+    }
+}
