@@ -269,7 +269,9 @@ fn attention_of_every_kind_agrees_with_f64() {
         (2, 67, false, Attention { causal: false, soft_cap: Some(1.5), ..grouped.clone() }),
         (3, 31, true, Attention { window: Some(7), ..grouped.clone() }),
         (1, 130, true, Attention { soft_cap: Some(2.0), ..grouped.clone() }),
-        (2, 37, false, Attention { heads: 3, key_value_heads: 3, ..grouped }),
+        (2, 37, false, Attention { heads: 3, key_value_heads: 3, ..grouped.clone() }),
+        // With the small bindings its scores fit, its queries do not.
+        (1, 80, false, Attention { key_width: 24, value_width: 25, ..grouped }),
     ];
     // With the small bindings not even all queries of one head fit at the longest sequence, which takes blocks of them.
     for device in devices(32768) {

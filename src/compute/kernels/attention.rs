@@ -95,9 +95,13 @@ pub fn attend(
 /// How much fits.
 fn share(device: &Device, attention: &Attention, inputs: &QueryKeyValue<'_>, out: &View<'_>, length: usize) -> Share {
     let limits = device.limits();
+    let widest = [&inputs.query, &inputs.key, &inputs.value, out];
+    let widest = widest.iter().map(|view| view.matrix.columns as u64 * view.matrix.number.bytes()).max().unwrap_or(1);
+    let room = limits.binding_bytes.saturating_sub(limits.alignment_bytes.max(16));
+    let rows = (room / widest.max(1)).max(1) as usize;
     let bytes = limits.binding_bytes.min(SCORE_BYTES);
     let row_bytes = (4 * length) as u64;
-    let queries = ((bytes / row_bytes).max(1) as usize).min(length);
+    let queries = ((bytes / row_bytes).max(1) as usize).min(rows).min(length);
     let queries = if queries < length && queries > QUERIES { queries / QUERIES * QUERIES } else { queries };
     let fit = (bytes / row_bytes) as usize / queries;
     let sharing = attention.heads / attention.key_value_heads;
@@ -107,10 +111,7 @@ fn share(device: &Device, attention: &Attention, inputs: &QueryKeyValue<'_>, out
     } else {
         (1..=fit.max(1)).rev().find(|count| sharing.is_multiple_of(*count)).unwrap_or(1)
     };
-    let widest = [&inputs.query, &inputs.key, &inputs.value, out];
-    let widest = widest.iter().map(|view| view.matrix.columns as u64 * view.matrix.number.bytes()).max().unwrap_or(1);
-    let room = limits.binding_bytes.saturating_sub(limits.alignment_bytes.max(16));
-    let bound = (room / widest.max(1)) as usize / length;
+    let bound = rows / length;
     let most_layers = limits.groups_per_dimension as usize;
     let sequences = if heads == attention.heads { (fit / heads).min(bound).min(most_layers / heads).max(1) } else { 1 };
     Share { sequences, heads, queries }
