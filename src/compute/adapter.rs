@@ -202,7 +202,7 @@ fn place(known: &[(String, AdapterKind)], wanted: &Wanted) -> Result<usize, Comp
         format!("there is only {}", names.join(", "))
     };
     let reason = match wanted {
-        _ if names.is_empty() => there,
+        Wanted::Best if names.is_empty() => there,
         Wanted::Best => format!("{there}, which is software: {ADAPTER_VARIABLE}=software uses it all the same"),
         Wanted::Software => format!("a software adapter was asked for, {there}"),
         Wanted::Named(part) => format!("{ADAPTER_VARIABLE} asks for `{part}`, {there}"),
