@@ -1,11 +1,20 @@
 //! Device memory, and the ways into it and out of it.
 
-use std::sync::{Arc, mpsc};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
 
 use super::{ComputeError, Device, device::Inner, memory::Lease, staging::DownSlot};
 
 /// Buffers are whole multiples of this, so that kernels may read vectors of four words at their end.
 const UNIT_BYTES: u64 = 16;
+/// Time after which the device is asked again whether what was waited for is mapped, and after which that is given up.
+const PATIENCE: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Some bytes of device memory; given back when dropped.
 #[derive(Debug)]
@@ -165,10 +174,19 @@ impl Pending {
         let (Some(slot), Some(mapped)) = (self.slot.take(), self.mapped.take()) else { return Ok(()) };
         self.device.wait(&self.what, self.submission.take())?;
         let refused = |message: &str| ComputeError::Refused { operation: self.what.clone(), message: message.into() };
-        match mapped.try_recv() {
-            Ok(true) => {}
-            Ok(false) => return Err(refused("the memory could not be mapped")),
-            Err(_) => return Err(refused("the device did not say whether the memory is mapped")),
+        // Another thread that waited at the same time may be the one that is about to tell.
+        let start = Instant::now();
+        let is_mapped = loop {
+            match mapped.recv_timeout(PATIENCE) {
+                Ok(is_mapped) => break is_mapped,
+                Err(RecvTimeoutError::Timeout) if start.elapsed() < LONGEST_WAIT => {
+                    self.device.wait(&self.what, None)?
+                }
+                Err(_) => return Err(refused("the device did not say whether the memory is mapped")),
+            }
+        };
+        if !is_mapped {
+            return Err(refused("the memory could not be mapped"));
         }
         let whole = ..(self.skipped + self.bytes).next_multiple_of(4) as u64;
         self.device
