@@ -14,7 +14,7 @@ use super::{ComputeError, Device, device::Inner, memory::Lease, staging::DownSlo
 const UNIT_BYTES: u64 = 16;
 /// Time after which the device is asked again whether what was waited for is mapped, and after which that is given up.
 const PATIENCE: Duration = Duration::from_millis(20);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Some bytes of device memory; given back when dropped.
 #[derive(Debug)]
@@ -180,7 +180,7 @@ impl Pending {
             match mapped.recv_timeout(PATIENCE) {
                 Ok(is_mapped) => break is_mapped,
                 Err(RecvTimeoutError::Timeout) if start.elapsed() < LONGEST_WAIT => {
-                    self.device.wait(&self.what, None)?
+                    self.device.wait(&self.what, None)?;
                 }
                 Err(_) => return Err(refused("the device did not say whether the memory is mapped")),
             }
