@@ -3,6 +3,7 @@
 pub mod awq;
 pub mod folding;
 pub mod gptq;
+pub mod pvq;
 pub mod rtn;
 pub mod smoothquant;
 pub mod smoothquant_plus;

@@ -9,6 +9,7 @@ pub mod float4;
 pub mod float8;
 pub mod integer;
 pub mod mx;
+pub mod pyramid;
 pub mod range;
 
 mod coded;
@@ -23,5 +24,6 @@ mod source;
 pub use coded::{CodedRows, MatrixParameters, Outliers};
 pub use error::CodecError;
 pub use format::{Codec, Element, Granularity, OutlierCount, ScaleFormat, ZeroPoint};
+pub use pyramid::Pyramid;
 pub use scale::RoundedScale;
 pub use source::{DenseRows, Release, RowSource};
