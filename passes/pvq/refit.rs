@@ -143,8 +143,8 @@ impl Refit<'_> {
         sums
     }
 
-    /// With v = z s, the loss is a quadratic form of all scales at once: its matrix is H times ZᵀZ, element by element.
-    /// In shares of the scales as they are, its minimum solves (H ∘ VᵀV) δ = −diag(Vᵀ g).
+    /// With v = z s, the loss is a quadratic form of all scales at once: its matrix is H times `ZᵀZ`, element by element.
+    /// In shares of the scales as they are, its minimum solves `(H ∘ VᵀV) δ = −diag(Vᵀ g)`.
     fn scales(&self, chunks: &mut [Chunk], gradients: &[Vec<f32>], scales: &mut Scales, levels: &Levels) {
         let columns = self.metric.columns;
         let values: Vec<Cow<'_, [f32]>> = chunks.iter().map(|chunk| self.values(chunk)).collect();
@@ -191,7 +191,7 @@ impl Refit<'_> {
         }
     }
 
-    /// H ∘ VᵀV, `[columns, columns]`.
+    /// `H ∘ VᵀV`, `[columns, columns]`.
     fn system(&self, values: &[Cow<'_, [f32]>], rows: usize) -> Vec<f32> {
         let columns = self.metric.columns;
         let mut system = vec![0.0; columns * columns];

@@ -106,7 +106,7 @@ struct Field {
 
 impl Field {
     fn new(q: usize) -> Option<Self> {
-        let is_prime = |n: usize| n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
+        let is_prime = |n: usize| n > 1 && (2..=n.isqrt()).all(|d| !n.is_multiple_of(d));
         if q < 3 || q.is_multiple_of(2) {
             return None;
         }
@@ -143,7 +143,7 @@ impl Field {
 }
 
 /// Sylvester's transform of `values`, `[size, width]` row-major, along its first axis, without a scale: y = H x where
-/// H_ij is −1 to the number of ones that i and j share in binary.
+/// `H_ij` is −1 to the number of ones that i and j share in binary.
 ///
 /// # Panics
 /// When the size is no power of two.

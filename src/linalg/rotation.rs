@@ -1,6 +1,6 @@
 //! Randomized Hadamard rotations: orthogonal, fast, and told by a size and a seed.
 //!
-//! Q = (1/√o) · (I_b ⊗ A ⊗ H) · diag(s), where size = b · h · 2^k, A is a Hadamard matrix of order h by Paley, H that of
+//! `Q = (1/√o) · (I_b ⊗ A ⊗ H) · diag(s)`, where size = b · h · 2^k, A is a Hadamard matrix of order h by Paley, H that of
 //! order 2^k by Sylvester, o = h · 2^k, and s are random signs. So a matrix's rows lose what makes some of their elements
 //! much larger than others ("incoherence processing": Chee et al., 2307.13304; Tseng et al., 2402.04396).
 
@@ -152,7 +152,9 @@ impl Rotation {
     fn panel<T: Transformed>(&self, panel: &mut [T], forward: bool) {
         let flip = |panel: &mut [T]| {
             for (row, _) in panel.chunks_exact_mut(WIDTH).zip(&self.negative).filter(|(_, negative)| **negative) {
-                row.iter_mut().for_each(|value| *value = -*value);
+                for value in row.iter_mut() {
+                    *value = -*value;
+                }
             }
         };
         if forward {
@@ -187,7 +189,9 @@ macro_rules! transformed {
         #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
         fn $fast(values: &mut [$number], width: usize, scale: $number) {
             sylvester(values, width);
-            values.iter_mut().for_each(|value| *value *= scale);
+            for value in values.iter_mut() {
+                *value *= scale;
+            }
         }
 
         #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]

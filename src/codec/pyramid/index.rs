@@ -10,8 +10,10 @@ use super::counts::Counts;
 /// A type that holds indices.
 pub trait Word: Copy + Ord + Default + TryFrom<u128> + std::fmt::Debug {
     /// The sum; it fits wherever it is asked for.
+    #[must_use]
     fn plus(self, other: Self) -> Self;
     /// The difference; none is ever negative.
+    #[must_use]
     fn minus(self, other: Self) -> Self;
 }
 

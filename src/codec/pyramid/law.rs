@@ -57,7 +57,7 @@ fn log_beta(a: f64, b: f64) -> f64 {
     lgamma(a) + lgamma(b) - lgamma(a + b)
 }
 
-/// The regularized incomplete Beta function I_x(a, b), by its continued fraction (DLMF 8.17.22) in Lentz's way.
+/// The regularized incomplete Beta function `I_x(a, b)`, by its continued fraction (DLMF 8.17.22) in Lentz's way.
 #[must_use]
 pub fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
     if x <= 0.0 {

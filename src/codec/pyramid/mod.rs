@@ -51,6 +51,9 @@ pub const MAX_PULSES: u32 = 4095;
 /// The most bits of a gain.
 pub const MAX_GAIN_BITS: u8 = 8;
 
+/// Name, element type and shape of a stored tensor.
+pub type StoredShape = (&'static str, Dtype, Vec<usize>);
+
 /// Sizes of a coded matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -119,7 +122,7 @@ impl Pyramid {
     ///
     /// # Errors
     /// As for [`Pyramid::validate`].
-    pub fn tensors(&self, rows: usize, columns: usize) -> Result<Vec<(&'static str, Dtype, Vec<usize>)>, CodecError> {
+    pub fn tensors(&self, rows: usize, columns: usize) -> Result<Vec<StoredShape>, CodecError> {
         let sizes = self.sizes(rows, columns)?;
         Ok(vec![
             ("words", Dtype::U8, vec![sizes.blocks, sizes.word_bytes]),
