@@ -3,13 +3,15 @@
 pub mod awq;
 pub mod folding;
 pub mod gptq;
+pub mod pvq;
+pub mod rotate;
 pub mod rtn;
 pub mod smoothquant;
 pub mod smoothquant_plus;
 
 use crate::{
     checkpoint::Dtype,
-    codec::{Codec, CodecError, CodedRows, MatrixParameters, RowSource, ScaleFormat},
+    codec::{CodecError, CodedRows, Coding, MatrixParameters, Rotations, RowSource, ScaleFormat, StoredMatrix, Whole},
     compute::{ComputeError, Device},
     layout::Activations,
 };
@@ -27,6 +29,10 @@ pub enum Settings {
     SmoothQuantPlus(smoothquant_plus::Settings),
     /// AWQ.
     Awq(awq::Settings),
+    /// Pyramid vector quantization.
+    Pvq(pvq::Settings),
+    /// Rotation.
+    Rotate(rotate::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -64,7 +70,8 @@ pub struct PassInfo {
 }
 
 /// All passes.
-pub const REGISTRY: &[PassInfo] = &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO];
+pub const REGISTRY: &[PassInfo] =
+    &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO, rotate::INFO, pvq::INFO];
 
 /// One matrix as a pass sees it at plan time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +82,10 @@ pub struct Matrix {
     pub rows: usize,
     /// Columns (input features).
     pub columns: usize,
+    /// Experts that are stacked in it; 1 where there are none.
+    pub experts: usize,
+    /// Decides random choices.
+    pub seed: u64,
     /// Type of the dense weights.
     pub dense_dtype: Dtype,
     /// The layout's scale type for it.
@@ -132,11 +143,24 @@ pub trait MatrixEncoder: Send + Sync {
     }
 }
 
+/// How second moments are factored for an encoding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factoring {
+    /// Share of H's mean diagonal that is added to the diagonal.
+    pub damping: f64,
+    /// Order of the columns.
+    pub order: gptq::Order,
+    /// Share of the correction for the lossy input, from 0 to 1.
+    pub drift_share: f64,
+}
+
 /// What an encoding makes of a set of matrices: their codecs, from settings and shapes alone where that is possible.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     /// The number format.
-    pub codec: Codec,
+    pub codec: Coding,
+    /// How the matrix is rotated before it is encoded.
+    pub rotations: Option<Rotations>,
     /// The run-time treatment of activations.
     pub activations: Activations,
 }
@@ -195,20 +219,40 @@ pub fn choose<'a, E: From<ChooseError>>(
 }
 
 impl Settings {
-    /// The number format that an encoding asks for; none for transforms.
+    /// The format of codes of single weights that an encoding asks for.
     #[must_use]
     pub fn number(&self) -> Option<&rtn::Settings> {
         match self {
             Self::Rtn(settings) => Some(settings),
             Self::Gptq(settings) => Some(&settings.number),
-            Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => None,
+            _ => None,
         }
+    }
+
+    /// How its codes are found under second moments of the input; none where nothing has to be known of it.
+    #[must_use]
+    pub fn factoring(&self) -> Option<Factoring> {
+        match self {
+            Self::Gptq(gptq::Settings { solve, .. }) => {
+                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
+            }
+            Self::Pvq(pvq::Settings { solve, calibrated: true, .. }) => {
+                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether its codes are found under second moments of the input.
+    #[must_use]
+    pub fn is_solved(&self) -> bool {
+        self.factoring().is_some()
     }
 
     /// Whether what it does to weights follows from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
-        !matches!(self, Self::Rtn(_))
+        !matches!(self, Self::Rtn(_) | Self::Rotate(_) | Self::Pvq(pvq::Settings { calibrated: false, .. }))
     }
 
     /// Whether choosing the codec needs the weights themselves (a bits-per-weight target over granularities, outliers
@@ -223,9 +267,11 @@ impl Settings {
     /// # Errors
     /// [`SettingError`] when the settings contradict the matrix or the layout's scale type.
     pub fn codec(&self, matrix: &Matrix) -> Result<Choice, SettingError> {
-        match self.number() {
-            Some(settings) => settings.codec(matrix),
-            None => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
+        match self {
+            Self::Rtn(settings) => settings.codec(matrix),
+            Self::Gptq(settings) => settings.number.codec(matrix),
+            Self::Pvq(settings) => settings.choose(matrix),
+            _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
 
@@ -233,9 +279,30 @@ impl Settings {
     /// where nothing is known of the input.
     ///
     /// # Panics
-    /// Panics for a transform, which has no number format and so no [`Choice`].
+    /// Panics for a transform, which has no number format and so no [`Choice`], and for codes of whole matrices.
     #[must_use]
     pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
-        self.number().expect("only encodings are chosen").encoder(matrix, choice)
+        let codec = choice.codec.scalar().expect("codes of whole matrices have no encoder of rows");
+        self.number().expect("only encodings are chosen").encoder(matrix, codec)
+    }
+
+    /// Encodes a whole matrix (rotated already, where it is to be stored rotated) without knowing its input.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the weights cannot be encoded.
+    pub fn encode_whole(
+        &self,
+        whole: &Whole,
+        weights: &crate::forward::Matrix,
+    ) -> Result<(StoredMatrix, Deviations), CodecError> {
+        match (self, whole) {
+            (Self::Pvq(settings), Whole::Pyramid(pyramid)) => {
+                let (rows, columns) = (weights.rows, weights.columns);
+                let linear = pvq::Linear { weights: &weights.values, rows, columns, pyramid: *pyramid };
+                let solution = pvq::encode(&linear, &settings.solve).map_err(gptq::SolveError::into_codec)?;
+                Ok((solution.tensors, solution.report.deviations))
+            }
+            _ => Err(CodecError::Missing { what: "encoder for this number format" }),
+        }
     }
 }

@@ -15,9 +15,9 @@ mod descent;
 #[cfg(test)]
 mod device_tests;
 mod factor;
-mod lanes;
+pub(in crate::passes) mod lanes;
 mod local;
-mod loss;
+pub(in crate::passes) mod loss;
 mod options;
 mod refine;
 mod search;
@@ -25,7 +25,7 @@ mod settings;
 mod shared;
 mod solve;
 mod sweep;
-mod target;
+pub(in crate::passes) mod target;
 #[cfg(test)]
 mod tests;
 mod triangular;

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::Dtype,
-    codec::{Codec, CodedRows, MatrixParameters, ScaleFormat},
+    codec::{Codec, CodedRows, Coding, MatrixParameters, Rotations, ScaleFormat, StoredMatrix},
 };
 
 /// The layouts that can be written. Recipes name them in kebab case.
@@ -86,7 +86,10 @@ pub struct MatrixSpec {
     /// Element type of the dense tensor (of what decoding gives).
     pub dense_dtype: Dtype,
     /// The number format.
-    pub codec: Codec,
+    pub codec: Coding,
+    /// How the stored matrix is rotated against the dense one; absent for most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotations: Option<Rotations>,
     /// How the runtime treats activations.
     pub activations: Activations,
 }
@@ -96,6 +99,27 @@ impl MatrixSpec {
     #[must_use]
     pub fn module(&self) -> &str {
         self.name.strip_suffix(".weight").unwrap_or(&self.name)
+    }
+
+    /// The format of codes that each stand for one weight.
+    ///
+    /// # Panics
+    /// Panics for codes of whole matrices, which layouts for scalar codes refuse in [`Layout::accepts`].
+    #[must_use]
+    pub fn scalar(&self) -> &Codec {
+        self.codec.scalar().expect("accepted by a layout of scalar codes")
+    }
+
+    /// Whether it is encoded and read as a whole, expert by expert: rows mix in its codes or in its rotations.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.codec.whole().is_some() || self.rotations.is_some()
+    }
+
+    /// Rows of one expert's matrix: all rows where there are no experts.
+    #[must_use]
+    pub fn expert_rows(&self) -> usize {
+        self.rows / self.experts.unwrap_or(1).max(1)
     }
 }
 
@@ -147,6 +171,10 @@ pub trait Layout: Send + Sync {
     }
     /// The tensors that the matrix becomes, in a fixed order. Exact: sizes follow from shape and codec.
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec>;
+    /// Packs one expert's matrix (the only one where there are no experts) of a format whose codes are of whole matrices.
+    fn pack_whole(&self, _matrix: &MatrixSpec, _expert: usize, _stored: StoredMatrix) -> Vec<Piece> {
+        Vec::new()
+    }
     /// Packs some rows. `rows.first_row` is a multiple of [`STRIPE_ALIGNMENT`], and so is `rows.rows` except at the end.
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece>;
     /// Whether the pieces of consecutive stripes interleave in a tensor (GPTQ, AWQ pack along the input), so that the

@@ -20,6 +20,8 @@ const BASE_BYTES: u64 = 40 << 20;
 const WORKER_BYTES: u64 = 3 << 20;
 /// Headers, plan and journal records of one stored tensor, beside its name. Measured 1.1 KB.
 const TENSOR_BYTES: u64 = 2 << 10;
+/// F32 copies of a matrix that is encoded as a whole: the source, the rotated, the decoded one, and one in work.
+const WHOLE_BYTES_PER_WEIGHT: u64 = 16;
 /// Default working set of one wave and worker.
 const WAVE_BYTES_PER_THREAD: u64 = 48 << 20;
 
@@ -73,10 +75,11 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         return Cost { fixed: 0, per_row: 1, rows, step: COPY_CHUNK_BYTES, scratch: 0 };
     }
     let columns = unit.columns();
-    let step = stripe_rows(columns) as u64;
+    let step = unit.stripe_rows() as u64;
     let per_row_source = unit.source_bytes.div_ceil(rows.max(1));
     let per_row_output = unit.bytes().div_ceil(rows.max(1));
-    let (mut fixed, mut per_row) = (0, per_row_output);
+    // Decoded, and what decoding takes for a while.
+    let (mut fixed, mut per_row) = (8 * unit.decoded_at_once, per_row_output);
     if unit.rows_are_contiguous() {
         per_row += per_row_source;
     } else {
@@ -90,12 +93,16 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         if target.interleaves() {
             fixed += unit.bytes();
         }
-        if let Some(outliers) = encode.matrix.codec.outliers {
+        if let Some(outliers) = encode.matrix.codec.scalar().and_then(|codec| codec.outliers) {
             fixed += outliers.count * 16 + rows * 8;
         }
     }
     // A stripe in codes: a byte per weight, scales and zeros as F32; the row in F32 (source, decoded, scratch).
-    let scratch = step.min(rows) * (columns as u64 + per_row_output * 2) + columns as u64 * 16;
+    let mut scratch = step.min(rows) * (columns as u64 + per_row_output * 2) + columns as u64 * 16;
+    if unit.whole_matrix().is_some() {
+        // The matrix as it is, rotated, decoded, and what decoding keeps of a row of vectors.
+        scratch += step.min(rows) * columns as u64 * WHOLE_BYTES_PER_WEIGHT;
+    }
     Cost { fixed, per_row, rows, step, scratch }
 }
 

@@ -205,7 +205,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         })
         .collect();
     let (passes, matrix) = match &unit.action {
-        Action::Encode(encode) => (vec![encode.pass.clone()], Some(encode.matrix.clone())),
+        Action::Encode(encode) => (encode.passes(), Some(encode.matrix.clone())),
         Action::Copy | Action::Decode | Action::Transform => (Vec::new(), None),
     };
     OutputTensor {

@@ -1,5 +1,7 @@
 //! Does one wave: reads, hashes, encodes, measures, writes. The only place where workers share anything.
 
+mod whole;
+
 use std::{collections::BTreeMap, ops::Range};
 
 use rayon::prelude::*;
@@ -8,12 +10,12 @@ use super::{RunError, device::RunDevice, journal::Record, staging::Staging};
 use crate::{
     Result,
     checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite},
-    codec::{CodecError, MatrixParameters, RowSource},
+    codec::{CodecError, CodedMatrix, MatrixParameters, RowSource},
     evaluate::{ErrorSums, measure},
     layout::{Activations, Layout, LogicalCheckpoint, Piece},
     manifest::ContentHash,
-    passes::{MatrixEncoder, Settings},
-    plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit, stripe_rows},
+    passes::{Deviations, MatrixEncoder},
+    plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit},
     solve::{
         BORROWED, InputRange, Outcome,
         transforms::{TransformedRows, Turned},
@@ -50,6 +52,14 @@ enum Work<'a> {
     Copy,
     Decode {
         rows: Box<dyn RowSource + 'a>,
+    },
+    /// Whole matrices, one after the other.
+    Whole {
+        rows: Box<dyn RowSource + 'a>,
+        /// As for [`Work::Encode`].
+        unclipped: Option<Box<dyn RowSource + 'a>>,
+        /// What calibration found, by expert.
+        solved: Vec<(CodedMatrix, Deviations)>,
     },
     Encode {
         rows: Box<dyn RowSource + 'a>,
@@ -161,22 +171,43 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
                 }
                 _ => (rows, None),
             };
+            if encode.matrix.is_whole() {
+                let solved = solved_matrices(context, unit, encode)?;
+                let work = Work::Whole { rows, unclipped, solved };
+                return Ok(UnitState::new(unit, work));
+            }
             let encoder = encoder(context, unit, encode);
             let parameters =
                 encoder.prepare(&Released(rows.as_ref())).map_err(|error| encoding_error(context, unit, error))?;
             Work::Encode { rows, unclipped, encoder, parameters }
         }
     };
-    Ok(UnitState {
-        inputs: unit.parts.iter().map(|_| blake3::Hasher::new()).collect(),
-        outputs: unit.outputs.iter().map(|_| blake3::Hasher::new()).collect(),
-        written: vec![0; unit.outputs.len()],
-        buffers: Vec::new(),
-        sums: ErrorSums::default(),
-        deviations: BTreeMap::new(),
-        on_device: false,
-        work,
-    })
+    Ok(UnitState::new(unit, work))
+}
+
+impl<'a> UnitState<'a> {
+    fn new(unit: &Unit, work: Work<'a>) -> Self {
+        Self {
+            inputs: unit.parts.iter().map(|_| blake3::Hasher::new()).collect(),
+            outputs: unit.outputs.iter().map(|_| blake3::Hasher::new()).collect(),
+            written: vec![0; unit.outputs.len()],
+            buffers: Vec::new(),
+            sums: ErrorSums::default(),
+            deviations: BTreeMap::new(),
+            on_device: false,
+            work,
+        }
+    }
+}
+
+/// What calibration found of a matrix that is encoded as a whole; empty where nothing had to be known.
+fn solved_matrices(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Result<Vec<(CodedMatrix, Deviations)>> {
+    let Some(found) = context.found.filter(|_| encode.settings.is_solved()) else { return Ok(Vec::new()) };
+    let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
+    let experts = encode.matrix.experts.unwrap_or(1);
+    let codes = |expert| found.solutions.matrix(&unit.name, expert, &encode.choice.codec, rows, columns);
+    // Matrices outside of the blocks are not calibrated; the plan has named them.
+    Ok((0..experts).map(codes).collect::<Option<Vec<_>>>().unwrap_or_default())
 }
 
 /// A dense tensor as calibration scaled it, in its stored order.
@@ -191,10 +222,9 @@ fn transformed<'a>(context: &Context<'a>, unit: &Unit) -> Result<Box<dyn RowSour
 
 /// The encoder of a unit: it hands out what calibration found, or rounds to nearest.
 fn encoder(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Box<dyn MatrixEncoder> {
-    let (codec, experts) = (&encode.choice.codec, encode.matrix.experts.unwrap_or(1));
-    let solved = matches!(encode.settings, Settings::Gptq(_)).then_some(context.found).flatten().and_then(|found| {
-        let rows = encode.matrix.rows / experts.max(1);
-        found.solutions.encoder(&unit.name, codec, experts, rows, encode.matrix.columns)
+    let (codec, experts) = (encode.matrix.scalar(), encode.matrix.experts.unwrap_or(1));
+    let solved = encode.settings.is_solved().then_some(context.found).flatten().and_then(|found| {
+        found.solutions.encoder(&unit.name, codec, experts, encode.matrix.expert_rows(), encode.matrix.columns)
     });
     match solved {
         Some(solved) => Box::new(solved),
@@ -235,10 +265,9 @@ fn tasks(context: &Context<'_>, wave: &[Slab]) -> Vec<Task> {
             }
             continue;
         }
-        let columns = unit.columns();
         let (mut at, end) = (slab.range.start as usize, slab.range.end as usize);
         while at < end {
-            let rows = stripe_rows(columns).min(end - at);
+            let rows = unit.stripe_rows().min(end - at);
             tasks.push(Task::Stripe { slab: index, first_row: at, rows });
             at += rows;
         }
@@ -269,6 +298,12 @@ fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitStat
                     *rows,
                 )
                 .map(|stripe| Done::Stripe { slab: *slab, stripe })
+            }
+            Work::Whole { rows: source, unclipped, solved } => {
+                let exact = unclipped.as_deref().unwrap_or(source.as_ref());
+                let Action::Encode(encode) = &unit.action else { unreachable!("begun as an encoding") };
+                whole::encode(context, unit, encode, source.as_ref(), exact, solved, *first_row)
+                    .map(|stripe| Done::Stripe { slab: *slab, stripe })
             }
             Work::Decode { rows: source } => decode_stripe(unit, source.as_ref(), *first_row, *rows)
                 .map(|stripe| Done::Stripe { slab: *slab, stripe }),
@@ -373,13 +408,8 @@ fn encode_stripe(
         .device
         .encode(encoder, source, parameters, first_row, rows)
         .map_err(|error| encoding_error(context, unit, error))?;
-    if context.deny_fallbacks
-        && let Some((kind, count)) = coded.deviations.iter().next()
-    {
-        let (tensor, kind, count) = (unit.name.clone(), (*kind).to_owned(), *count);
-        return Err(RunError::FallbackDenied { tensor, kind, count }.into());
-    }
-    let sums = measure(exact, &coded.rows, &encode.matrix.codec, parameters)
+    refuse_denied(context, unit, &coded.deviations)?;
+    let sums = measure(exact, &coded.rows, encode.matrix.scalar(), parameters)
         .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
     let mut pieces = context.layout.pack(&encode.matrix, &coded.rows);
     if first_row == 0 {
@@ -393,6 +423,16 @@ fn encode_stripe(
         }
     }
     Ok(Stripe { pieces, sums, deviations: coded.deviations, on_device })
+}
+
+fn refuse_denied(context: &Context<'_>, unit: &Unit, deviations: &Deviations) -> Result<()> {
+    match deviations.iter().next() {
+        Some((kind, count)) if context.deny_fallbacks => {
+            let (tensor, kind, count) = (unit.name.clone(), (*kind).to_owned(), *count);
+            Err(RunError::FallbackDenied { tensor, kind, count }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange> {

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Coverage, Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
     gather,
-    matrices::{Factors, nearest, solve_linear},
+    matrices::{Factors, solve_linear},
     streams::{Both, Pending, Stream, open_states, resumable, states_path},
     transforms::{Transformed, Transforms},
 };
@@ -17,7 +17,6 @@ use crate::{
     Result,
     forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Store, WeightSource},
     layout::LogicalCheckpoint,
-    passes::Settings,
     plan::{Action, Encode, Plan},
 };
 
@@ -322,7 +321,7 @@ impl<'a> Worker<'a> {
         let mut factors = Factors::default();
         for linear in linears {
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
-            if matches!(encode.settings, Settings::Gptq(_)) {
+            if encode.settings.is_solved() {
                 let weights = linear.read_weight(source)?;
                 let deny = self.job.deny_fallbacks;
                 solve_linear(&mut self.solutions, encode, linear, &weights, &moments, &mut factors, deny)?;
@@ -333,9 +332,9 @@ impl<'a> Worker<'a> {
 
     /// Whether a stage has a linear that is solved with second moments.
     pub(super) fn is_solved(&self, linears: &[LinearSpec]) -> bool {
-        linears.iter().any(|linear| {
-            self.encodes.get(linear.weight.as_str()).is_some_and(|encode| matches!(encode.settings, Settings::Gptq(_)))
-        })
+        linears
+            .iter()
+            .any(|linear| self.encodes.get(linear.weight.as_str()).is_some_and(|encode| encode.settings.is_solved()))
     }
 
     fn solve_stage(
@@ -354,18 +353,9 @@ impl<'a> Worker<'a> {
             let stored = match self.encodes.get(linear.weight.as_str()) {
                 Some(encode) => {
                     let encode: &Encode = encode;
-                    let weight = match &encode.settings {
-                        Settings::Gptq(_) => solve_linear(
-                            &mut self.solutions,
-                            encode,
-                            linear,
-                            &original.weight,
-                            moments,
-                            &mut factors,
-                            job.deny_fallbacks,
-                        )?,
-                        _ => nearest(encode, &linear.weight, &original.weight)?.3,
-                    };
+                    let (weights, deny) = (&original.weight, job.deny_fallbacks);
+                    let weight =
+                        solve_linear(&mut self.solutions, encode, linear, weights, moments, &mut factors, deny)?;
                     Some(Linear { weight, bias: original.bias.clone(), input: self.rounding(encode, &linear.weight) })
                 }
                 None => None,

@@ -3,13 +3,12 @@
 use super::{
     Moments, Wanted,
     driver::Worker,
-    matrices::{Factors, nearest, solve_linear},
+    matrices::{Factors, solve_linear},
     streams::divided,
 };
 use crate::{
     Result,
     forward::{BlockSpec, Expert, Linear, LinearSpec, Matrix, Routing, WeightSource},
-    passes::Settings,
     plan::Encode,
 };
 
@@ -110,18 +109,8 @@ impl Worker<'_> {
         let Some(encode) = self.encodes.get(spec.weight.as_str()) else { return Ok(()) };
         let encode: &Encode = encode;
         linear.input = self.rounding(encode, &spec.weight);
-        linear.weight = match &encode.settings {
-            Settings::Gptq(_) => solve_linear(
-                &mut self.solutions,
-                encode,
-                spec,
-                &linear.weight,
-                moments,
-                factors,
-                self.job.deny_fallbacks,
-            )?,
-            _ => nearest(encode, &spec.weight, &linear.weight)?.3,
-        };
+        let deny = self.job.deny_fallbacks;
+        linear.weight = solve_linear(&mut self.solutions, encode, spec, &linear.weight, moments, factors, deny)?;
         Ok(())
     }
 

@@ -46,7 +46,7 @@ impl TransformRule {
             Settings::SmoothQuant(settings) => &settings.folds,
             Settings::SmoothQuantPlus(settings) => &settings.folds,
             Settings::Awq(settings) => &settings.folds,
-            Settings::Rtn(_) | Settings::Gptq(_) => return false,
+            _ => return false,
         };
         kinds.contains(&fold.kind) && fold.consumers.iter().all(|linear| self.linears.contains(&linear.weight))
     }
@@ -156,7 +156,7 @@ impl Worker<'_> {
                 Settings::SmoothQuant(settings) => {
                     wanted.sample |= used && settings.strength == smoothquant::Strength::Search;
                 }
-                Settings::Rtn(_) | Settings::Gptq(_) => {}
+                _ => {}
             }
         }
         any.then_some(wanted)
@@ -220,7 +220,7 @@ impl Worker<'_> {
                 }
             }
             Settings::Awq(settings) => awq::scales(statistics, &consumers, sharing, settings.grid).scales,
-            Settings::Rtn(_) | Settings::Gptq(_) => vec![1.0; fold.channels],
+            _ => vec![1.0; fold.channels],
         })
     }
 
@@ -236,8 +236,9 @@ impl Worker<'_> {
                 continue;
             }
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
-            let integer = matches!(encode.choice.codec.element, Element::Integer { .. });
-            let by_row = matches!(encode.choice.codec.granularity, Granularity::Group(_) | Granularity::Channel);
+            let Some(codec) = encode.choice.codec.scalar() else { continue };
+            let integer = matches!(codec.element, Element::Integer { .. });
+            let by_row = matches!(codec.granularity, Granularity::Group(_) | Granularity::Channel);
             // GPTQ chooses its scales itself.
             if !integer || !by_row || !matches!(encode.settings, Settings::Rtn(_)) {
                 continue;
@@ -266,7 +267,7 @@ fn is_query_or_key(weight: &str) -> bool {
 
 /// The columns that share a scale.
 fn group(encode: &Encode) -> Option<usize> {
-    match encode.choice.codec.granularity {
+    match encode.choice.codec.scalar()?.granularity {
         Granularity::Group(size) => Some(size),
         _ => None,
     }
@@ -282,7 +283,7 @@ pub(super) fn quantizer(encode: Option<&Encode>, columns: usize) -> Box<Quantize
         Some(encode) => Box::new(move |weights, rows| {
             let matrix = Matrix { rows, columns, values: weights.to_vec() };
             match nearest(encode, "", &matrix) {
-                Ok((.., decoded)) => decoded.values,
+                Ok(stored) => stored.decoded.values,
                 Err(SolveFailure::Codec { .. } | _) => matrix.values,
             }
         }),

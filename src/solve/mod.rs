@@ -33,6 +33,7 @@ pub use coverage::{Coverage, coverage};
 pub use driver::{Job, Outcome, calibrate, solve};
 pub use gather::Input;
 pub use inputs::{BORROWED, InputRange};
+pub use matrices::{Stored, decoded, nearest};
 pub use memory::{SolvePlan, TransformRule};
 pub use moments::{Moments, Wanted};
 pub use record::{Head, Solutions, Solved, SolvedEncoder};

@@ -6,7 +6,7 @@
 use faer::{Accum, MatMut, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-use crate::forward::Matrix;
+use crate::{codec::Rotations, forward::Matrix};
 
 /// Most channels of the band that one task adds up.
 const BAND: usize = 128;
@@ -193,6 +193,30 @@ impl Moments {
                 *value /= scales[index] * scale;
             }
         }
+    }
+
+    /// What would have been gathered of the rotated input. Of channel figures only the count is kept.
+    #[must_use]
+    pub fn rotated(&self, rotations: &Rotations) -> Self {
+        let mut rotated = Self {
+            columns: self.columns,
+            hessian: self.hessian.clone(),
+            drift: self.drift.clone(),
+            residual: self.residual.clone(),
+            count: self.count,
+            ..Self::default()
+        };
+        if let Some(rotation) = rotations.of_inputs(self.columns) {
+            if !rotated.hessian.is_empty() {
+                rotation.symmetric(&mut rotated.hessian);
+            }
+            rotation.rows_forward(&mut rotated.drift);
+            if !rotated.drift.is_empty() {
+                rotation.columns_forward(&mut rotated.drift, self.columns);
+            }
+            rotation.rows_forward(&mut rotated.residual);
+        }
+        rotated
     }
 
     /// Fills the upper triangle.

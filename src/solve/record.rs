@@ -14,7 +14,7 @@ use super::{Clock, InputRange, SolveFailure};
 use crate::{
     checkpoint::{Checkpoint, Dtype, decode_to_f32, header_bytes},
     codec::{
-        Codec, CodecError, CodedRows, MatrixParameters, RowSource,
+        Codec, CodecError, CodedMatrix, CodedRows, Coding, MatrixParameters, RowSource, StoredMatrix, Whole,
         bits::{pack, packed_bytes, unpack},
     },
     manifest::ContentHash,
@@ -202,17 +202,46 @@ impl Solutions {
     ///
     /// # Errors
     /// [`SolveFailure`] when the disk fails.
-    #[expect(clippy::too_many_arguments, reason = "everything that is known of one matrix")]
     pub fn keep(
         &mut self,
         name: &str,
         expert: Option<usize>,
-        codec: &Codec,
-        coded: &CodedRows,
-        parameters: &MatrixParameters,
+        coding: &Coding,
+        coded: &CodedMatrix,
         solved: Solved,
         deviations: &Deviations,
     ) -> Result<(), SolveFailure> {
+        let path = self.path(name, expert.unwrap_or(0));
+        let hash = match (coded, coding) {
+            (CodedMatrix::Scalar { rows, parameters }, Coding::Scalar(codec)) => {
+                Self::write_rows(&path, codec, rows, parameters)?
+            }
+            (CodedMatrix::Scalar { .. }, Coding::Whole(_)) => {
+                let source = CodecError::Missing { what: "kind of codes that the format asks for" };
+                return Err(SolveFailure::Codec { tensor: name.to_owned(), source });
+            }
+            (CodedMatrix::Whole(stored), _) => Self::write_whole(&path, stored)?,
+        };
+        let deviations = deviations.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        self.append(Line::Matrix { name: name.to_owned(), expert, hash, solved, deviations })
+    }
+
+    fn write_whole(path: &Path, stored: &StoredMatrix) -> Result<ContentHash, SolveFailure> {
+        let names: Vec<String> = (0..stored.len()).map(|index| format!("{index:02}")).collect();
+        let tensors: Vec<(&str, Dtype, Vec<usize>, &[u8])> = names
+            .iter()
+            .zip(stored)
+            .map(|(name, bytes)| (name.as_str(), Dtype::U8, vec![bytes.len()], bytes.as_slice()))
+            .collect();
+        Self::write(path, &tensors)
+    }
+
+    fn write_rows(
+        path: &Path,
+        codec: &Codec,
+        coded: &CodedRows,
+        parameters: &MatrixParameters,
+    ) -> Result<ContentHash, SolveFailure> {
         let bits = codec.element.bits();
         let row_bytes = packed_bytes(coded.columns, bits);
         let mut codes = vec![0; row_bytes * coded.rows];
@@ -226,9 +255,7 @@ impl Solutions {
             ("zeros", Dtype::F32, vec![coded.zeros.len()], bytemuck::cast_slice(&coded.zeros)),
             ("codes", Dtype::U8, vec![coded.rows, row_bytes], &codes),
         ];
-        let hash = Self::write(&self.path(name, expert.unwrap_or(0)), &tensors)?;
-        let deviations = deviations.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
-        self.append(Line::Matrix { name: name.to_owned(), expert, hash, solved, deviations })
+        Self::write(path, &tensors)
     }
 
     fn write(path: &Path, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<ContentHash, SolveFailure> {
@@ -278,16 +305,34 @@ impl Solutions {
         &self,
         name: &str,
         expert: usize,
-        codec: &Codec,
+        coding: &Coding,
         rows: usize,
         columns: usize,
-    ) -> Option<(CodedRows, MatrixParameters, Deviations)> {
+    ) -> Option<(CodedMatrix, Deviations)> {
         let (hash, _, deviations) = self.matrices.get(&(name.to_owned(), expert))?;
         let path = self.path(name, expert);
         if ContentHash::of_in_parallel(&std::fs::read(&path).ok()?) != *hash {
             return None;
         }
         let checkpoint = Checkpoint::open(&path).ok()?;
+        let coded = match coding {
+            Coding::Scalar(codec) => Self::read_rows(&checkpoint, codec, rows, columns)?,
+            Coding::Whole(whole) => Self::read_whole(&checkpoint, whole, rows, columns)?,
+        };
+        let known = deviations.iter().map(|(kind, count)| (intern(kind), *count)).collect();
+        Some((coded, known))
+    }
+
+    fn read_whole(checkpoint: &Checkpoint, whole: &Whole, rows: usize, columns: usize) -> Option<CodedMatrix> {
+        let tensors = whole.tensors(rows, columns).into_iter().enumerate();
+        let stored = tensors.map(|(index, tensor)| {
+            let bytes = checkpoint.bytes(checkpoint.tensor(&format!("{index:02}"))?);
+            (bytes.len() == tensor.bytes()).then(|| bytes.to_vec())
+        });
+        stored.collect::<Option<StoredMatrix>>().map(CodedMatrix::Whole)
+    }
+
+    fn read_rows(checkpoint: &Checkpoint, codec: &Codec, rows: usize, columns: usize) -> Option<CodedMatrix> {
         let floats = |name: &str| -> Option<Vec<f32>> {
             let entry = checkpoint.tensor(name)?;
             let mut values = vec![0.0; entry.bytes as usize / 4];
@@ -310,10 +355,9 @@ impl Solutions {
             tensor_zero: whole.get(1).copied(),
             outliers: None,
         };
-        let coded =
-            CodedRows { first_row: 0, rows, columns, codes, scales: floats("scales")?, zeros: floats("zeros")? };
-        let known = deviations.iter().map(|(kind, count)| (intern(kind), *count)).collect();
-        Some((coded, parameters, known))
+        let (scales, zeros) = (floats("scales")?, floats("zeros")?);
+        let rows = CodedRows { first_row: 0, rows, columns, codes, scales, zeros };
+        Some(CodedMatrix::Scalar { rows, parameters })
     }
 
     /// The encoder that hands out a solved tensor; none when not all of its experts are solved.
@@ -325,8 +369,12 @@ impl Solutions {
         rows: usize,
         columns: usize,
     ) -> Option<SolvedEncoder> {
-        let parts =
-            (0..experts).map(|expert| self.matrix(name, expert, codec, rows, columns)).collect::<Option<Vec<_>>>()?;
+        let coding = Coding::Scalar(codec.clone());
+        let part = |expert| match self.matrix(name, expert, &coding, rows, columns)? {
+            (CodedMatrix::Scalar { rows, parameters }, deviations) => Some((rows, parameters, deviations)),
+            (CodedMatrix::Whole(_), _) => None,
+        };
+        let parts = (0..experts).map(part).collect::<Option<Vec<_>>>()?;
         Some(SolvedEncoder { codec: codec.clone(), rows, parts })
     }
 
