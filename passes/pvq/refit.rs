@@ -11,7 +11,7 @@ use super::{
     metric::Metric,
     scales::Scales,
 };
-use crate::codec::pyramid::lanes::LANES;
+use crate::codec::pyramid::{ROOM, lanes::LANES};
 
 /// Columns of a product at a time.
 const PANEL: usize = 128;
@@ -102,7 +102,8 @@ impl Refit<'_> {
         let moved = levels.all().iter().zip(&steps).map(|(level, step)| (f64::from(*level) + far * step) as f32);
         let moved: Vec<f32> = moved.collect();
         let ascending = moved.windows(2).all(|pair| pair[0] < pair[1]);
-        if !ascending || moved[0] < 0.0 || moved[count - 1] > levels.all()[count - 1] * 2.0 {
+        let largest = scales.values.iter().fold(0.0_f32, |largest, scale| largest.max(*scale));
+        if !ascending || moved[0] < 0.0 || !(moved[count - 1] * largest * ROOM).is_finite() {
             return;
         }
         *levels = Levels::new(moved);
@@ -169,10 +170,12 @@ impl Refit<'_> {
         };
         drop(values);
         let mut fitted = scales.clone();
+        let largest = levels.all().last().copied().unwrap_or_default();
         for (column, share) in system.solve(&slopes).into_iter().enumerate() {
             // A scale stays about as large as it was; anything else is rounding's work.
-            if share.abs() < 0.5 {
-                fitted.set(column, f64::from(scales.values[column]) * (1.0 + share));
+            let scale = f64::from(scales.values[column]) * (1.0 + share);
+            if share.abs() < 0.5 && (scale as f32 * largest * ROOM * ROOM).is_finite() {
+                fitted.set(column, scale);
             }
         }
         // What storing them has made of them must be better, too.

@@ -135,10 +135,9 @@ impl Settings {
                 ("bits", _) => return Err(wrong(key, "bits per weight from 0.1 to 16.0", value)),
                 ("dimension", _) => return Err(wrong(key, "a whole number from 2 to 128", value)),
                 ("pulses", _) => return Err(wrong(key, "a whole number from 1 to 4095", value)),
-                ("gain_bits", _) => return Err(wrong(key, "a whole number from 1 to 8", value)),
+                ("gain_bits" | "sweeps", _) => return Err(wrong(key, "a whole number from 1 to 8", value)),
                 ("block_size", _) => return Err(wrong(key, "a whole number from 1 to 65536", value)),
                 ("rounds", _) => return Err(wrong(key, "a whole number from 0 to 20", value)),
-                ("sweeps", _) => return Err(wrong(key, "a whole number from 1 to 8", value)),
                 ("damping", _) => return Err(wrong(key, "a number above 0.0, at most 10.0", value)),
                 ("order", _) => return Err(wrong(key, "\"conditional\", \"activation\" or \"none\"", value)),
                 _ => {

@@ -1,9 +1,9 @@
 //! Rotation: weights are stored as W' = `Q_out` W `Q_inᵀ`, where randomized Hadamard matrices Q spread what stands out over
 //! all weights of a row or column; reading undoes it.
 //!
-//! Chee et al., "QuIP: 2-Bit Quantization of Large Language Models With Guarantees" (arXiv 2307.13304), §4, incoherence
-//! processing; with Hadamard matrices as in QuIP# (arXiv 2402.04396), §3. Q is orthogonal, so errors keep their size:
-//! ‖Ŵ' − W'‖ = ‖Ŵ − W‖, and tr(ΔW' H' ΔW'ᵀ) = tr(ΔW H ΔWᵀ) for H' = `Q_in` H `Q_inᵀ`.
+//! Chee et al., "`QuIP`: 2-Bit Quantization of Large Language Models With Guarantees" (arXiv 2307.13304), §4, incoherence
+//! processing; with Hadamard matrices as in `QuIP#` (arXiv 2402.04396), §3. Q is orthogonal, so errors keep their size:
+//! ‖Ŵ' − W'‖ = ‖Ŵ − W‖, and `tr(ΔW' H' ΔW'ᵀ) = tr(ΔW H ΔWᵀ)` for H' = `Q_in` H `Q_inᵀ`.
 
 use serde::Serialize;
 use toml::{Table, Value};

@@ -51,7 +51,7 @@ impl Dense {
     /// neither gives one.
     #[must_use]
     pub fn paley(order: usize) -> Option<Self> {
-        if !order.is_multiple_of(4) || order > LARGEST {
+        if order < 4 || !order.is_multiple_of(4) || order > LARGEST {
             return None;
         }
         let q = order - 1;

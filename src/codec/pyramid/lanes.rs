@@ -72,7 +72,7 @@ pub fn nearest_directions(x: &[Lane], pulses: u32, y: &mut [Lane], scratch: &mut
         each(|l| {
             let odd = if second[l] { other[l] } else { one[l] };
             let magnitude = (odd - 1.0) * 0.5;
-            y[l] = if x[l] < 0.0 { -magnitude } else { magnitude };
+            y[l] = if x[l] < 0.0 { 0.0 - magnitude } else { magnitude };
         });
     }
 }
@@ -185,5 +185,76 @@ fn improve(m: &[Lane], odd: &mut [Lane], mut product: Lane, mut square: Lane) {
         if still == m.len() {
             break;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::search::nearest_direction, *};
+
+    /// About normal, with zeros and vectors of zeros among them, and of very different lengths.
+    fn vectors(dimension: usize, state: &mut u64) -> Vec<Lane> {
+        let mut next = || {
+            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let lengths: Vec<f32> = (0..LANES).map(|lane| [1.0, 1e-30, 1e30, 0.0, 1e-41][lane % 5]).collect();
+        let mut element = |length: f32| {
+            let x = next() + next() + next();
+            if x.abs() < 0.1 { 0.0 } else { x * length }
+        };
+        (0..dimension).map(|_| std::array::from_fn(|lane| element(lengths[lane]))).collect()
+    }
+
+    #[test]
+    fn points_are_those_of_the_plain_search() {
+        let mut state = 1;
+        let mut scratch = Scratch::default();
+        for (dimension, pulses) in
+            [(2, 1), (2, 9), (5, 3), (8, 36), (16, 1), (16, 12), (16, 58), (24, 30), (33, 4), (128, 28)]
+        {
+            let x = vectors(dimension, &mut state);
+            let mut y = vec![[0.0; LANES]; dimension];
+            nearest_directions(&x, pulses, &mut y, &mut scratch);
+            for lane in 0..LANES {
+                let vector: Vec<f32> = x.iter().map(|x| x[lane]).collect();
+                let mut expected = vec![0.0; dimension];
+                nearest_direction(&vector, pulses, &mut expected);
+                let found: Vec<f32> = y.iter().map(|y| y[lane]).collect();
+                assert_eq!(found, expected, "{dimension} {pulses}: {vector:?}");
+                assert_eq!(found.iter().map(|y| y.abs()).sum::<f32>(), pulses as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn no_single_move_and_no_small_pyramid_point_is_better() {
+        let mut state = 7;
+        let mut scratch = Scratch::default();
+        // All points of small pyramids, so that the best is known; moves of single pulses seldom miss it.
+        let (dimension, pulses) = (4_usize, 3_i32);
+        let (mut best, mut total) = (0, 0);
+        for _ in 0..20 {
+            let x = vectors(dimension, &mut state);
+            let mut y = vec![[0.0; LANES]; dimension];
+            nearest_directions(&x, pulses as u32, &mut y, &mut scratch);
+            for lane in (0..LANES).step_by(5) {
+                let cosine = |point: &[f64]| {
+                    let product: f64 = point.iter().zip(&x).map(|(y, x)| y * f64::from(x[lane])).sum();
+                    product / point.iter().map(|y| y * y).sum::<f64>().sqrt()
+                };
+                let found = cosine(&y.iter().map(|y| f64::from(y[lane])).collect::<Vec<_>>());
+                let mut most = f64::MIN;
+                for code in 0..7_i32.pow(4) {
+                    let point: Vec<i32> = (0..4).map(|place| code / 7_i32.pow(place) % 7 - 3).collect();
+                    if point.iter().map(|y| y.abs()).sum::<i32>() == pulses {
+                        most = most.max(cosine(&point.iter().copied().map(f64::from).collect::<Vec<_>>()));
+                    }
+                }
+                total += 1;
+                best += usize::from(found > most - 1e-6);
+            }
+        }
+        assert!(best * 100 >= total * 97, "{best} of {total}");
     }
 }

@@ -34,7 +34,7 @@ pub fn nearest_direction(x: &[f32], pulses: u32, y: &mut [f32]) {
     let ((one, one_square), (other, other_square)) = (cosine(&from_zero), cosine(&from_projection));
     let better = if other * one_square > one * other_square { from_projection } else { from_zero };
     for ((y, magnitude), x) in y.iter_mut().zip(better).zip(x) {
-        *y = if *x < 0.0 { -magnitude } else { magnitude };
+        *y = if *x < 0.0 { 0.0 - magnitude } else { magnitude };
     }
 }
 

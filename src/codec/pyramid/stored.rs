@@ -201,3 +201,103 @@ impl Decode<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NARROW: Pyramid = Pyramid { dimension: 3, pulses: 2, gain_bits: 3 };
+    const WIDE: Pyramid = Pyramid { dimension: 16, pulses: 70, gain_bits: 2 };
+
+    /// Two columns of `rows` rows, with all pulses of a vector at one place.
+    fn coded(pyramid: &Pyramid, rows: usize) -> Points {
+        let blocks = rows.div_ceil(pyramid.dimension);
+        let mut points = vec![0; blocks * 2 * pyramid.dimension];
+        for (vector, point) in points.chunks_exact_mut(pyramid.dimension).enumerate() {
+            let pulses = pyramid.pulses as i16;
+            point[vector % pyramid.dimension] = if vector % 2 == 0 { pulses } else { -pulses };
+        }
+        Points {
+            rows,
+            columns: 2,
+            points,
+            gains: (0..blocks * 2).map(|vector| (vector % 4) as u8).collect(),
+            column_scales: vec![f16::from_f32(2.0), f16::from_f32(0.5)],
+            gain_codebook: (0..1_u8 << pyramid.gain_bits).map(|level| f32::from(level) * 0.25).collect(),
+        }
+    }
+
+    fn decode(pyramid: &Pyramid, rows: usize, tensors: &[Vec<u8>]) -> Result<Vec<f32>, CodecError> {
+        pyramid.decode(rows, 2, &tensors.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn weights_are_those_of_the_definition() {
+        for (pyramid, rows) in [(NARROW, 8), (WIDE, 37), (NARROW, 3)] {
+            let coded = coded(&pyramid, rows);
+            let weights = decode(&pyramid, rows, &pyramid.encode(&coded).unwrap()).unwrap();
+            for (index, weight) in weights.iter().enumerate() {
+                let (row, column) = (index / 2, index % 2);
+                let vector = row / pyramid.dimension * 2 + column;
+                let level = f64::from(coded.gain_codebook[usize::from(coded.gains[vector])]);
+                // A point with all pulses at one place is a unit vector.
+                let sign = if vector % 2 == 0 { 1.0 } else { -1.0 };
+                let here = row % pyramid.dimension == vector % pyramid.dimension;
+                let expected = if here { sign * level * coded.column_scales[column].to_f64() } else { 0.0 };
+                assert!((f64::from(*weight) - expected).abs() < 1e-6, "{} {row} {column}", pyramid.name());
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_tensors_are_refused() {
+        for pyramid in [NARROW, WIDE] {
+            let good = pyramid.encode(&coded(&pyramid, 20)).unwrap();
+            assert!(decode(&pyramid, 20, &good).is_ok());
+            let refused = |change: &dyn Fn(&mut Vec<Vec<u8>>)| {
+                let mut tensors = good.clone();
+                change(&mut tensors);
+                decode(&pyramid, 20, &tensors).unwrap_err()
+            };
+            for tensor in 0..4 {
+                let error = refused(&|tensors| drop(tensors[tensor].pop()));
+                assert!(matches!(error, CodecError::Length { .. }), "{error}");
+                let error = refused(&|tensors| tensors[tensor].push(0));
+                assert!(matches!(error, CodecError::Length { .. }), "{error}");
+            }
+            assert!(matches!(refused(&|tensors| drop(tensors.pop())), CodecError::Length { .. }));
+            let stored = |error: CodecError, part: &str| {
+                assert!(matches!(error, CodecError::Stored { what, .. } if what == part), "{error}");
+            };
+            // Indices beyond the last: all bits of the first word are set. V is no power of two.
+            stored(refused(&|tensors| tensors[0][..9].fill(0xff)), "words");
+            stored(refused(&|tensors| tensors[2][1] = 0x7c), "column scales");
+            stored(refused(&|tensors| tensors[2][1] |= 0x80), "column scales");
+            stored(refused(&|tensors| tensors[2][..2].fill(0xff)), "column scales");
+            stored(refused(&|tensors| tensors[3][4..8].copy_from_slice(&f32::NAN.to_le_bytes())), "gain levels");
+            stored(refused(&|tensors| tensors[3][4..8].copy_from_slice(&(-1_f32).to_le_bytes())), "gain levels");
+            // 2 · 3e38 is no F32.
+            stored(refused(&|tensors| tensors[3][4..8].copy_from_slice(&3e38_f32.to_le_bytes())), "column scales");
+        }
+        let good = NARROW.encode(&coded(&NARROW, 20)).unwrap();
+        // Two words of five bits and two gains of three leave bits of their last byte unused.
+        for (tensor, at) in [(0, 1), (1, 0)] {
+            let mut tensors = good.clone();
+            tensors[tensor][at] |= 0x80;
+            assert!(matches!(decode(&NARROW, 20, &tensors), Err(CodecError::Stored { .. })));
+        }
+    }
+
+    #[test]
+    fn points_of_another_pyramid_are_refused() {
+        let mut wrong = coded(&NARROW, 6);
+        wrong.points[0] += 1;
+        assert!(matches!(NARROW.encode(&wrong), Err(CodecError::Stored { what: "points", .. })));
+        let mut wrong = coded(&NARROW, 6);
+        wrong.gains[0] = 8;
+        assert!(matches!(NARROW.encode(&wrong), Err(CodecError::Stored { what: "gains", .. })));
+        let mut wrong = coded(&NARROW, 6);
+        wrong.points.pop();
+        assert!(matches!(NARROW.encode(&wrong), Err(CodecError::Length { .. })));
+    }
+}
