@@ -6,6 +6,7 @@ pub mod gptq;
 pub mod rtn;
 pub mod smoothquant;
 pub mod smoothquant_plus;
+pub mod vptq;
 
 use crate::{
     checkpoint::Dtype,

@@ -10,6 +10,7 @@ pub mod float8;
 pub mod integer;
 pub mod mx;
 pub mod range;
+pub mod vector;
 
 mod coded;
 mod dequantize;
@@ -25,3 +26,4 @@ pub use error::CodecError;
 pub use format::{Codec, Element, Granularity, OutlierCount, ScaleFormat, ZeroPoint};
 pub use scale::RoundedScale;
 pub use source::{DenseRows, Release, RowSource};
+pub use vector::{OutlierColumns, VectorFormat, VectorParts};
