@@ -7,7 +7,7 @@
 use multiversion::multiversion;
 
 /// Vectors that are worked on at once.
-pub const LANES: usize = 32;
+pub const LANES: usize = 16;
 /// Parts of a codebook, for each candidate wanted, whose winners compete to be candidates.
 const SLOTS_PER_CANDIDATE: usize = 4;
 
@@ -56,14 +56,7 @@ pub fn nearest_several(length: usize, x: &[f32], rows: &[f32], candidates: &mut 
         let mut challenger = Winners::NONE;
         compete(length, x, &rows[first * (length + 1)..next * (length + 1)], first as u32, &mut challenger);
         for holder in candidates.iter_mut() {
-            for lane in 0..LANES {
-                let better = challenger.score[lane] > holder.score[lane];
-                let (score, index) = (holder.score[lane], holder.index[lane]);
-                holder.score[lane] = if better { challenger.score[lane] } else { score };
-                holder.index[lane] = if better { challenger.index[lane] } else { index };
-                challenger.score[lane] = if better { score } else { challenger.score[lane] };
-                challenger.index[lane] = if better { index } else { challenger.index[lane] };
-            }
+            holder.insert(&mut challenger);
         }
     }
 }
@@ -88,44 +81,80 @@ fn compete(length: usize, x: &[f32], rows: &[f32], first: u32, winners: &mut Win
 
 #[inline(always)]
 fn compete_fixed<const LENGTH: usize>(x: &[f32], rows: &[f32], first: u32, winners: &mut Winners) {
+    // Copies on the stack, which become registers.
     let mut components = [[0.0_f32; LANES]; LENGTH];
     for (component, x) in components.iter_mut().zip(x.as_chunks::<LANES>().0) {
         *component = *x;
     }
-    let (mut best, mut best_index) = (winners.score, winners.index);
+    let mut best = winners.clone();
     for (index, row) in (first..).zip(rows.chunks_exact(LENGTH + 1)) {
         let mut score = [row[LENGTH]; LANES];
-        for (component, value) in components.iter().zip(row) {
-            for lane in 0..LANES {
-                score[lane] = component[lane].mul_add(*value, score[lane]);
-            }
+        for component in 0..LENGTH {
+            score = multiply_add(&components[component], row[component], &score);
         }
-        keep(&score, index, &mut best, &mut best_index);
+        best.challenge(&score, index);
     }
-    (winners.score, winners.index) = (best, best_index);
+    *winners = best;
 }
 
 #[inline(always)]
 fn compete_any(length: usize, x: &[f32], rows: &[f32], first: u32, winners: &mut Winners) {
     let components = x.as_chunks::<LANES>().0;
-    let (mut best, mut best_index) = (winners.score, winners.index);
+    let mut best = winners.clone();
     for (index, row) in (first..).zip(rows.chunks_exact(length + 1)) {
         let mut score = [row[length]; LANES];
         for (component, value) in components.iter().zip(&row[..length]) {
-            for lane in 0..LANES {
-                score[lane] = component[lane].mul_add(*value, score[lane]);
-            }
+            score = multiply_add(component, *value, &score);
         }
-        keep(&score, index, &mut best, &mut best_index);
+        best.challenge(&score, index);
     }
-    (winners.score, winners.index) = (best, best_index);
+    *winners = best;
 }
 
+/// `a · b + c`, one vector instruction where there is one.
 #[inline(always)]
-fn keep(score: &[f32; LANES], index: u32, best: &mut [f32; LANES], best_index: &mut [u32; LANES]) {
+fn multiply_add(a: &[f32; LANES], b: f32, c: &[f32; LANES]) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
     for lane in 0..LANES {
-        let better = score[lane] > best[lane];
-        best[lane] = if better { score[lane] } else { best[lane] };
-        best_index[lane] = if better { index } else { best_index[lane] };
+        out[lane] = a[lane].mul_add(b, c[lane]);
+    }
+    out
+}
+
+impl Winners {
+    /// Keeps the better of two in each lane, and hands out the other.
+    #[inline(always)]
+    fn insert(&mut self, challenger: &mut Self) {
+        // One loop for each array: the compiler turns these into vector instructions, but not one loop for all.
+        let (held, new) = (self.clone(), challenger.clone());
+        let mut better = [false; LANES];
+        for lane in 0..LANES {
+            better[lane] = new.score[lane] > held.score[lane];
+        }
+        let [mut scores, mut others] = [[0.0; LANES]; 2];
+        for lane in 0..LANES {
+            scores[lane] = if better[lane] { new.score[lane] } else { held.score[lane] };
+        }
+        for lane in 0..LANES {
+            others[lane] = if better[lane] { held.score[lane] } else { new.score[lane] };
+        }
+        (self.score, challenger.score) = (scores, others);
+        let [mut indices, mut others] = [[0; LANES]; 2];
+        for lane in 0..LANES {
+            indices[lane] = if better[lane] { new.index[lane] } else { held.index[lane] };
+        }
+        for lane in 0..LANES {
+            others[lane] = if better[lane] { held.index[lane] } else { new.index[lane] };
+        }
+        (self.index, challenger.index) = (indices, others);
+    }
+
+    #[inline(always)]
+    fn challenge(&mut self, score: &[f32; LANES], index: u32) {
+        for lane in 0..LANES {
+            let better = score[lane] > self.score[lane];
+            self.score[lane] = if better { score[lane] } else { self.score[lane] };
+            self.index[lane] = if better { index } else { self.index[lane] };
+        }
     }
 }

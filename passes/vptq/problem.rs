@@ -9,6 +9,9 @@ use super::{
 };
 use crate::codec::{ScaleFormat, VectorFormat};
 
+/// Blocks of vectors that a column of a chunk has at least: enough for products of matrices.
+const BLOCKS: usize = 2;
+
 /// What is known of a column.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Column {
@@ -64,7 +67,7 @@ impl<'a> Problem<'a> {
             format,
             rows,
             columns,
-            chunk_rows: (LANES * format.vector_length).next_multiple_of(unit),
+            chunk_rows: (BLOCKS * LANES * format.vector_length).next_multiple_of(unit),
             unit,
             column: vec![Column { book: 0, scale: 1.0, bias: 0.0 }; columns],
             permutation: (0..columns).collect(),
