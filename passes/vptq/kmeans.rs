@@ -176,18 +176,20 @@ pub fn lloyd(points: &dyn Points, centroids: &mut [f32], rounds: usize) -> Vec<f
             break;
         }
         let mut empty = Vec::new();
+        let mut used = Vec::with_capacity(centroids.len());
         for (index, centroid) in centroids.chunks_exact_mut(length).enumerate() {
             let weight = sums.weights[index];
             if weight > 0.0 {
                 for (value, sum) in centroid.iter_mut().zip(&sums.points[index * length..]) {
                     *value = (sum / weight) as f32;
                 }
+                used.extend_from_slice(centroid);
             } else {
                 empty.push(index);
             }
         }
         if !empty.is_empty() {
-            let far = farthest(points, &with_norms(centroids, length), empty.len());
+            let far = farthest(points, &with_norms(&used, length), empty.len());
             for (index, point) in empty.into_iter().zip(far.chunks_exact(length)) {
                 centroids[index * length..][..length].copy_from_slice(point);
             }

@@ -30,5 +30,5 @@ pub use solve::{solve, solve_nearest, solve_stacked, solve_towards};
 /// What the benchmark of the search measures.
 #[doc(hidden)]
 pub mod bench {
-    pub use super::kernel::{LANES, Winners, nearest, with_norms};
+    pub use super::kernel::{LANES, Winners, nearest, nearest_several, with_norms};
 }

@@ -12,6 +12,7 @@ mod pieces;
 mod read;
 mod refusal;
 mod streams;
+pub mod vptq;
 
 pub use error::LayoutError;
 pub use pieces::{Piece, scatter};

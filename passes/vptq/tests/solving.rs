@@ -2,7 +2,7 @@
 
 use super::fixtures::{factor, formats, loss, moments, weights};
 use crate::{
-    codec::{CodecError, ScaleFormat, VectorFormat},
+    codec::{CodecError, OutlierColumns, ScaleFormat, VectorFormat},
     passes::{
         gptq::{Factor, Moments, Order, SolveError},
         vptq::{
@@ -68,7 +68,9 @@ fn solutions_are_what_they_say_and_each_step_helps() {
         assert!(report.loss_refined < sweep * 0.95, "{name}: {sweep} then {}", report.loss_refined);
         assert!(report.rounds > 0);
         let without = layer.solve(&format, &SolveOptions { refine_rounds: 0, sweeps: 1, ..quick() });
-        close(without.report.loss_refined, sweep, &name);
+        // Up to the roundings of the runtime's arithmetic.
+        let decoded = without.report.loss_refined;
+        assert!((decoded - sweep).abs() < 0.02 * sweep, "{name}: {decoded} {sweep}");
     }
 }
 
@@ -153,7 +155,8 @@ fn outlier_columns_are_stored_better() {
         layer.hessian[at] *= by(at / COLUMNS) * by(at % COLUMNS);
     }
     layer.factor = factor(&layer.hessian, COLUMNS, 0.02, Order::Conditional);
-    let with = VectorFormat { vector_length: 4, ..formats()[4].clone() };
+    let outliers = Some(OutlierColumns { columns: 3, vector_length: 2, centroids: 128 });
+    let with = VectorFormat { vector_length: 4, outliers, ..formats()[4].clone() };
     let without = VectorFormat { outliers: None, ..with.clone() };
     let [with, without] = [with, without].map(|format| layer.solve(&format, &quick()).report.loss_refined);
     assert!(with < without * 0.8, "{with} {without}");
@@ -285,16 +288,15 @@ fn what_cannot_be_solved_is_refused() {
 #[test]
 fn chosen_formats_fit_and_small_matrices_get_small_codebooks() {
     let like = VectorFormat { norm: true, permuted: true, ..VectorFormat::plain(8, 256, 0, ScaleFormat::BF16) };
-    let mut last = f64::INFINITY;
     for (rows, columns) in [(4096, 14336), (4096, 4096), (1024, 4096), (256, 256)] {
         let format = choose(&like, rows, columns, 2.3, 65536).unwrap();
         format.validate(rows, columns).unwrap();
         assert!(format.norm && format.permuted && format.bits_per_weight(rows, columns) <= 2.3, "{}", format.name());
-        let codebook = (format.centroids + format.residual_centroids) as f64 * format.vector_length as f64;
-        assert!(codebook <= last, "{rows} × {columns}: {}", format.name());
-        last = codebook;
+        let codebook = ((format.centroids + format.residual_centroids) * format.vector_length * 16) as f64;
+        let share = codebook / format.stored_bits(rows, columns) as f64;
+        assert!(share < 0.35, "{rows} × {columns}: {} has codebooks of {share}", format.name());
+        assert!(rows > 256 || format.centroids <= 256, "{}", format.name());
     }
-    assert!(last < 1024.0);
     for bits in [1.5, 2.0, 3.0, 4.0] {
         let format = choose(&like, 4096, 4096, bits, 4096).unwrap();
         let got = format.bits_per_weight(4096, 4096);
