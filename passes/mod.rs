@@ -8,6 +8,7 @@ pub mod rotate;
 pub mod rtn;
 pub mod smoothquant;
 pub mod smoothquant_plus;
+pub mod vptq;
 
 use crate::{
     checkpoint::Dtype,
@@ -31,6 +32,8 @@ pub enum Settings {
     Awq(awq::Settings),
     /// Pyramid vector quantization.
     Pvq(pvq::Settings),
+    /// Vector quantization.
+    Vptq(vptq::Settings),
     /// Rotation.
     Rotate(rotate::Settings),
 }
@@ -71,7 +74,7 @@ pub struct PassInfo {
 
 /// All passes.
 pub const REGISTRY: &[PassInfo] =
-    &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO, rotate::INFO, pvq::INFO];
+    &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO, rotate::INFO, pvq::INFO, vptq::INFO];
 
 /// One matrix as a pass sees it at plan time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,6 +242,9 @@ impl Settings {
             Self::Pvq(pvq::Settings { solve, calibrated: true, .. }) => {
                 Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
             }
+            Self::Vptq(vptq::Settings { solve, calibrated: true, .. }) => {
+                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
+            }
             _ => None,
         }
     }
@@ -252,7 +258,11 @@ impl Settings {
     /// Whether what it does to weights follows from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
-        !matches!(self, Self::Rtn(_) | Self::Rotate(_) | Self::Pvq(pvq::Settings { calibrated: false, .. }))
+        match self {
+            Self::Rtn(_) | Self::Rotate(_) => false,
+            Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
+            Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
+        }
     }
 
     /// Whether choosing the codec needs the weights themselves (a bits-per-weight target over granularities, outliers
@@ -271,6 +281,7 @@ impl Settings {
             Self::Rtn(settings) => settings.codec(matrix),
             Self::Gptq(settings) => settings.number.codec(matrix),
             Self::Pvq(settings) => settings.choose(matrix),
+            Self::Vptq(settings) => settings.choose(matrix),
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
@@ -286,13 +297,15 @@ impl Settings {
         self.number().expect("only encodings are chosen").encoder(matrix, codec)
     }
 
-    /// Encodes a whole matrix (rotated already, where it is to be stored rotated) without knowing its input.
+    /// Encodes a whole matrix (rotated already, where it is to be stored rotated) without knowing its input. Random choices
+    /// follow from `name`.
     ///
     /// # Errors
     /// [`CodecError`] when the weights cannot be encoded.
     pub fn encode_whole(
         &self,
         whole: &Whole,
+        name: &str,
         weights: &crate::forward::Matrix,
     ) -> Result<(StoredMatrix, Deviations), CodecError> {
         match (self, whole) {
@@ -300,6 +313,18 @@ impl Settings {
                 let (rows, columns) = (weights.rows, weights.columns);
                 let linear = pvq::Linear { weights: &weights.values, rows, columns, pyramid: *pyramid };
                 let solution = pvq::encode(&linear, &settings.solve).map_err(gptq::SolveError::into_codec)?;
+                Ok((solution.tensors, solution.report.deviations))
+            }
+            (Self::Vptq(settings), Whole::Vector(format)) => {
+                let linear = vptq::Linear {
+                    name,
+                    weights: &weights.values,
+                    rows: weights.rows,
+                    format,
+                    arithmetic: format.storage,
+                };
+                let solution = vptq::solve_nearest(&linear, weights.columns, &settings.solve)
+                    .map_err(gptq::SolveError::into_codec)?;
                 Ok((solution.tensors, solution.report.deviations))
             }
             _ => Err(CodecError::Missing { what: "encoder for this number format" }),

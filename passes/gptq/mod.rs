@@ -31,6 +31,9 @@ mod tests;
 mod triangular;
 
 pub use factor::Factor;
+pub(in crate::passes) use lanes::add_outer;
+pub(in crate::passes) use loss::undamped;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
 pub use solve::{solve, solve_towards};
+pub(in crate::passes) use target::{Correction, corrected};

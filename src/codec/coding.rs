@@ -27,7 +27,7 @@ impl Coding {
     /// Reads a short name back; `float_scale` is the scale format where the name implies none.
     #[must_use]
     pub fn parse_name(name: &str, float_scale: ScaleFormat) -> Option<Self> {
-        let whole = || Whole::parse_name(name).map(Self::Whole);
+        let whole = || Whole::parse_name(name, float_scale).map(Self::Whole);
         Codec::parse_name(name, float_scale).map(Self::Scalar).or_else(whole)
     }
 

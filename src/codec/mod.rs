@@ -11,6 +11,7 @@ pub mod integer;
 pub mod mx;
 pub mod pyramid;
 pub mod range;
+pub mod vector;
 
 mod coded;
 mod coding;
@@ -32,4 +33,5 @@ pub use pyramid::Pyramid;
 pub use rotations::Rotations;
 pub use scale::RoundedScale;
 pub use source::{DenseRows, Release, RowSource};
+pub use vector::{OutlierColumns, VectorFormat, VectorParts};
 pub use whole::{StoredMatrix, StoredTensor, Whole};

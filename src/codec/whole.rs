@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Pyramid};
+use super::{CodecError, Pyramid, ScaleFormat, VectorFormat};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -11,6 +11,8 @@ use crate::checkpoint::Dtype;
 pub enum Whole {
     /// Points of pyramids.
     Pyramid(Pyramid),
+    /// Indices of centroids.
+    Vector(VectorFormat),
 }
 
 /// One stored tensor of a coded matrix.
@@ -41,13 +43,24 @@ impl Whole {
     pub fn name(&self) -> String {
         match self {
             Self::Pyramid(pyramid) => pyramid.name(),
+            Self::Vector(format) => format.name(),
         }
     }
 
-    /// Reads a short name back.
+    /// Reads a short name back; `storage` is the type of stored floats where the name implies none.
     #[must_use]
-    pub fn parse_name(name: &str) -> Option<Self> {
-        Pyramid::parse_name(name).map(Self::Pyramid)
+    pub fn parse_name(name: &str, storage: ScaleFormat) -> Option<Self> {
+        let vector = || VectorFormat::parse_name(name, storage).map(Self::Vector);
+        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector)
+    }
+
+    /// The type of stored floats.
+    #[must_use]
+    pub fn float_dtype(&self) -> Dtype {
+        match self {
+            Self::Pyramid(_) => Dtype::F16,
+            Self::Vector(format) => format.storage.into(),
+        }
     }
 
     /// Checks that a matrix of this shape can be coded so.
@@ -57,6 +70,7 @@ impl Whole {
     pub fn validate(&self, rows: usize, columns: usize) -> Result<(), CodecError> {
         match self {
             Self::Pyramid(pyramid) => pyramid.validate(rows, columns),
+            Self::Vector(format) => format.validate(rows, columns),
         }
     }
 
@@ -68,6 +82,10 @@ impl Whole {
             Self::Pyramid(pyramid) => {
                 pyramid.tensors(rows, columns).unwrap_or_default().into_iter().map(stored).collect()
             }
+            Self::Vector(format) if format.validate(rows, columns).is_ok() => {
+                format.tensors(rows, columns).into_iter().map(stored).collect()
+            }
+            Self::Vector(_) => Vec::new(),
         }
     }
 
@@ -78,6 +96,7 @@ impl Whole {
     pub fn decode(&self, rows: usize, columns: usize, stored: &[&[u8]]) -> Result<Vec<f32>, CodecError> {
         match self {
             Self::Pyramid(pyramid) => pyramid.decode(rows, columns, stored),
+            Self::Vector(format) => format.decode(rows, columns, stored, format.storage),
         }
     }
 }

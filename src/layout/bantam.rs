@@ -245,7 +245,7 @@ impl Layout for Bantam {
                     let name = Codec { outliers: None, ..codec.clone() }.name();
                     (name, codec.outliers.is_some(), Dtype::from(codec.scale))
                 }
-                Coding::Whole(whole) => (whole.name(), false, Dtype::F16),
+                Coding::Whole(whole) => (whole.name(), false, whole.float_dtype()),
             };
             let mut key = json!({
                 "activations": matrix.activations,

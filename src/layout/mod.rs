@@ -12,6 +12,8 @@ mod pieces;
 mod read;
 mod refusal;
 mod streams;
+mod vptq;
+pub mod vptq_config;
 
 pub use error::LayoutError;
 pub use pieces::{Piece, scatter};
@@ -37,6 +39,8 @@ pub enum LayoutName {
     GptqV2,
     /// AWQ GEMM.
     Awq,
+    /// VPTQ, as the public package and transformers load it.
+    Vptq,
     /// Our own documented form, for what no runtime has.
     Bantam,
     /// Plain tensors; no codes.
@@ -52,6 +56,7 @@ impl LayoutName {
             Self::Gptq => "gptq",
             Self::GptqV2 => "gptq-v2",
             Self::Awq => "awq",
+            Self::Vptq => "vptq",
             Self::Bantam => "bantam",
             Self::Dense => "dense",
         }
@@ -92,6 +97,9 @@ pub struct MatrixSpec {
     pub rotations: Option<Rotations>,
     /// How the runtime treats activations.
     pub activations: Activations,
+    /// Whether a bias stands beside the weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bias: bool,
 }
 
 impl MatrixSpec {
@@ -207,6 +215,7 @@ pub fn layout(name: LayoutName) -> Box<dyn Layout> {
         LayoutName::Gptq => Box::new(gptq::Gptq { version: gptq::Version::V1 }),
         LayoutName::GptqV2 => Box::new(gptq::Gptq { version: gptq::Version::V2 }),
         LayoutName::Awq => Box::new(awq::Awq),
+        LayoutName::Vptq => Box::new(vptq::Vptq),
         LayoutName::Bantam => Box::new(bantam::Bantam),
         LayoutName::Dense => Box::new(dense::Dense),
     }

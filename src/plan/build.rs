@@ -37,6 +37,8 @@ struct Wish<'a> {
     settings: Settings,
     /// From a transform of its own.
     rotations: Option<Rotations>,
+    /// Whether the model has a bias beside it.
+    bias: bool,
 }
 
 impl Wish<'_> {
@@ -57,6 +59,7 @@ impl Wish<'_> {
             codec: choice.codec.clone(),
             rotations: choice.rotations,
             activations: choice.activations,
+            bias: self.bias,
         }
     }
 }
@@ -136,7 +139,10 @@ fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment
             float_zero_allowed: target.float_zero_allowed(),
         };
         let rotations = rotations.remove(&name);
-        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations });
+        let bias = name
+            .strip_suffix(".weight")
+            .is_some_and(|module| inputs.source.tensor(&format!("{module}.bias")).is_some());
+        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, bias });
     }
     if let Some((tensor, _)) = rotations.into_iter().next() {
         return Err(PlanError::RotatedDense { tensor }.into());

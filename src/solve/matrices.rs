@@ -9,6 +9,7 @@ use crate::{
         gptq::{self, Factor, SolveOptions},
         pvq,
         rtn::grid::Grid,
+        vptq,
     },
     plan::Encode,
     solve::{Moments, Part, Solutions, SolveFailure, Solved},
@@ -85,7 +86,7 @@ pub fn nearest(encode: &Encode, tensor: &str, weights: &Matrix) -> std::result::
             (CodedMatrix::Scalar { rows: stripe.rows, parameters }, stripe.deviations)
         }
         Coding::Whole(whole) => {
-            let (stored, deviations) = encode.settings.encode_whole(whole, &turned).map_err(failed)?;
+            let (stored, deviations) = encode.settings.encode_whole(whole, tensor, &turned).map_err(failed)?;
             (CodedMatrix::Whole(stored), deviations)
         }
     };
@@ -229,6 +230,13 @@ fn solve_known(
             let (rows, columns) = (weights.rows, weights.columns);
             let problem = pvq::Linear { weights: &weights.values, rows, columns, pyramid: *pyramid };
             let solution = pvq::solve(factor, &view(moments), &problem, residual, &settings.solve).map_err(failed)?;
+            Ok((CodedMatrix::Whole(solution.tensors), solution.report))
+        }
+        (Settings::Vptq(settings), Coding::Whole(Whole::Vector(format))) => {
+            let (values, rows) = (&weights.values, weights.rows);
+            let problem = vptq::Linear { name, weights: values, rows, format, arithmetic: format.storage };
+            let solution = vptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve);
+            let solution = solution.map_err(failed)?;
             Ok((CodedMatrix::Whole(solution.tensors), solution.report))
         }
         _ => Err(SolveFailure::Codec {

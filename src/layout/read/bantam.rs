@@ -54,7 +54,13 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
             _ => ScaleFormat::F32,
         };
         let coding = Coding::parse_name(&group.codec, float_scale)
-            .filter(|coding| coding.scalar().is_none_or(|codec| Dtype::from(codec.scale) == group.scale_dtype))
+            .filter(|coding| {
+                let stored = match coding {
+                    Coding::Scalar(codec) => codec.scale.into(),
+                    Coding::Whole(whole) => whole.float_dtype(),
+                };
+                stored == group.scale_dtype
+            })
             .ok_or_else(|| {
                 let Group { codec, scale_dtype, .. } = &group;
                 wrong(

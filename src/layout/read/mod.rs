@@ -13,6 +13,7 @@ mod named;
 mod parts;
 mod scales;
 mod sources;
+mod vptq;
 mod whole;
 
 use std::{
@@ -47,7 +48,7 @@ pub struct LogicalTensor {
     /// (see [`LogicalTensor::is_plain`]).
     pub codec: Option<Coding>,
     /// The stored form: `plain`, `compressed-tensors`, `gptq`, `gptq-act-order`, `awq`, `fp8-block-inverse`,
-    /// `mxfp4-blocks`, `sparse-24-bitmask`, `bantam`.
+    /// `mxfp4-blocks`, `sparse-24-bitmask`, `vptq`, `bantam`.
     pub format: &'static str,
     /// The stored tensors it is made of (for a plain tensor its own name).
     pub parts: Vec<String>,
@@ -172,7 +173,7 @@ impl Found {
 
 /// A checkpoint or artifact as dense tensors: every coded matrix, in any layout that bantam reads, behind its dense
 /// name. Reads compressed-tensors, GPTQ v1/v2, AWQ, FP8 with `weight_scale_inv` blocks (DeepSeek-V3), MXFP4 experts
-/// (`*_blocks`/`*_scales`, gpt-oss) and our own layout.
+/// (`*_blocks`/`*_scales`, gpt-oss), VPTQ and our own layout.
 #[derive(Debug)]
 pub struct LogicalCheckpoint {
     checkpoint: Checkpoint,
@@ -339,8 +340,10 @@ impl LogicalCheckpoint {
 
 /// Every coded matrix of the checkpoint.
 fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Result<Vec<Found>, LayoutError> {
-    if config.method == Method::Bantam {
-        return bantam::find(checkpoint, config);
+    match config.method {
+        Method::Bantam => return bantam::find(checkpoint, config),
+        Method::Vptq => return vptq::find(checkpoint, config),
+        _ => {}
     }
     let mut found = Vec::new();
     for entry in checkpoint.tensors() {

@@ -60,6 +60,7 @@ fn every_fixture_asks_its_layout_for_something_it_can_hold() {
                 dense_dtype: Dtype::BF16,
                 codec: choice.codec,
                 rotations: None,
+                bias: false,
                 activations: choice.activations,
             };
             assert_eq!(target.accepts(&spec), Ok(()), "{}", path.display());
