@@ -217,20 +217,16 @@ impl Settings {
             permuted: self.permute || outliers.is_some(),
             ..VectorFormat::plain(1, 2, 0, matrix.scale)
         };
-        let format = match (self.vector_length, self.centroids) {
-            (Some(vector_length), Some(centroids)) => {
-                let format =
-                    VectorFormat { vector_length, centroids, residual_centroids: self.residual_centroids, ..like };
-                format.validate(rows, columns).map_err(|error| refuse("centroids", error.to_string()))?;
-                format
-            }
-            _ => {
-                let bits = self.bits.unwrap_or(DEFAULT_BITS);
-                choose(&like, rows, columns, bits, self.largest_codebook).ok_or_else(|| {
-                    let message = format!("nothing stores a matrix of {rows} × {columns} in {bits} bits per weight");
-                    refuse("bits", message)
-                })?
-            }
+        let format = if let (Some(vector_length), Some(centroids)) = (self.vector_length, self.centroids) {
+            let format = VectorFormat { vector_length, centroids, residual_centroids: self.residual_centroids, ..like };
+            format.validate(rows, columns).map_err(|error| refuse("centroids", error.to_string()))?;
+            format
+        } else {
+            let bits = self.bits.unwrap_or(DEFAULT_BITS);
+            choose(&like, rows, columns, bits, self.largest_codebook).ok_or_else(|| {
+                let message = format!("nothing stores a matrix of {rows} × {columns} in {bits} bits per weight");
+                refuse("bits", message)
+            })?
         };
         Ok(Choice { codec: Whole::Vector(format).into(), rotations: None, activations: Activations::None })
     }

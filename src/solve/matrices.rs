@@ -94,10 +94,13 @@ pub fn nearest(encode: &Encode, tensor: &str, weights: &Matrix) -> std::result::
     Ok(Stored { coded, deviations, decoded })
 }
 
+/// What makes two factors of one input differ: damping, order, rotation.
+type Way = (u64, gptq::Order, Option<Rotations>);
+
 /// The factors of one input, one for each way of factoring that its linears ask for.
 #[derive(Default)]
 pub struct Factors {
-    factors: Vec<((u64, gptq::Order, Option<Rotations>), Factor)>,
+    factors: Vec<(Way, Factor)>,
     rotated: Vec<(Rotations, Moments)>,
 }
 

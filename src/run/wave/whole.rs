@@ -25,20 +25,17 @@ pub(super) fn encode(
     let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
     let expert = first_row / rows.max(1);
     let failed = |error| encoding_error(context, unit, error);
-    let stored = match solved.get(expert) {
-        Some((coded, deviations)) => {
-            let decoded = decoded(encode, coded, rows, columns).map_err(failed)?;
-            Stored { coded: coded.clone(), deviations: deviations.clone(), decoded }
-        }
-        None => {
-            let mut weights = Matrix { rows, columns, values: vec![0.0; rows * columns] };
-            source.read_rows(first_row, &mut weights.values).map_err(failed)?;
-            require_finite(&weights, first_row).map_err(failed)?;
-            nearest(encode, &unit.name, &weights).map_err(|failure| match failure {
-                SolveFailure::Codec { source, .. } => failed(source),
-                other => other.into(),
-            })?
-        }
+    let stored = if let Some((coded, deviations)) = solved.get(expert) {
+        let decoded = decoded(encode, coded, rows, columns).map_err(failed)?;
+        Stored { coded: coded.clone(), deviations: deviations.clone(), decoded }
+    } else {
+        let mut weights = Matrix { rows, columns, values: vec![0.0; rows * columns] };
+        source.read_rows(first_row, &mut weights.values).map_err(failed)?;
+        require_finite(&weights, first_row).map_err(failed)?;
+        nearest(encode, &unit.name, &weights).map_err(|failure| match failure {
+            SolveFailure::Codec { source, .. } => failed(source),
+            other => other.into(),
+        })?
     };
     refuse_denied(context, unit, &stored.deviations)?;
     let sums = measure(exact, first_row, &stored.decoded)
