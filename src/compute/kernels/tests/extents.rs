@@ -3,7 +3,7 @@
 use super::{FORMATS, SHAPES, bits, device, floats, source, weights};
 use crate::{
     codec::range,
-    compute::kernels::{SourceFormat, convert, extents},
+    compute::kernels::{SourceFormat, convert, extents, testing::plain_device},
 };
 
 #[test]
@@ -40,7 +40,8 @@ fn conversion_keeps_all_shapes() {
 
 #[test]
 fn extremes_are_the_same_bits_as_the_processors() {
-    let Some(device) = device() else { return };
+    // With exchange among the threads that run in step, and without.
+    for device in device().into_iter().chain(plain_device(Some(64 << 10))) {
     for (rows, columns, width) in SHAPES {
         for format in FORMATS {
             let (mut bytes, mut values) = weights(format, rows * columns, 11);
@@ -66,6 +67,7 @@ fn extremes_are_the_same_bits_as_the_processors() {
             assert!(found(true) == magnitudes, "absmax, {format:?} {rows} × {columns} by {width}");
             assert!(found(false) == extremes, "minmax, {format:?} {rows} × {columns} by {width}");
         }
+    }
     }
 }
 
