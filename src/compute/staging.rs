@@ -15,6 +15,8 @@ use super::{ComputeError, device::Inner};
 const SLOT_BYTES: u64 = 8 << 20;
 /// Slots of the ring: one being filled, one on its way, one that the device reads.
 const SLOTS: usize = 3;
+/// Bytes of the processor's memory that the ring takes, once a device has been sent more than it holds.
+pub const RING_BYTES: u64 = SLOTS as u64 * SLOT_BYTES;
 /// Below this a slot costs more than wgpu's own way.
 const SMALL_BYTES: usize = 64 << 10;
 /// Slots kept for read-back; more than blocks are in flight at once helps nobody.

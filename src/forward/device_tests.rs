@@ -9,8 +9,7 @@ use super::{
 use crate::compute::{
     Device,
     kernels::{
-        Angles, DeviceMatrix, DeviceNorm, Gate, Number, QueryKeyValue, Scores, add_branch, attend,
-        attend_by_scores,
+        Angles, DeviceMatrix, DeviceNorm, Gate, Number, QueryKeyValue, Scores, add_branch, attend, attend_by_scores,
         testing::{HOSTILE, SMALL_BINDING, plain_device, random, upload, upload_as, worst},
     },
     tests::fixtures,
@@ -279,7 +278,12 @@ fn attention_of_every_kind_agrees_with_f64() {
         (1, 80, false, Attention { key_width: 24, value_width: 25, ..grouped.clone() }),
         // More than one tile of queries, keys and channels; the widest values, and too wide ones.
         (2, 193, true, Attention { key_width: 80, value_width: 128, ..plain.clone() }),
-        (1, 257, false, Attention { key_width: 17, value_width: 65, window: Some(70), soft_cap: Some(3.0), ..plain.clone() }),
+        (
+            1,
+            257,
+            false,
+            Attention { key_width: 17, value_width: 65, window: Some(70), soft_cap: Some(3.0), ..plain.clone() },
+        ),
         (1, 71, false, Attention { key_width: 8, value_width: 131, ..plain }),
     ];
     // With the small bindings not even all queries of one head fit at the longest sequence, which takes blocks of them.

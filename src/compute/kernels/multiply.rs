@@ -109,8 +109,7 @@ impl Product {
         let [l, r, o] = [left, right, out].map(|view| view.bound(device));
         let limit = device.limits().binding_bytes;
         let (left_large, right_large) = (l.bytes > limit, r.bytes > limit);
-        let too_tall =
-            (o.bytes > limit || rows > MOST_LINES || left_large && !self.left_transposed) && rows > 1;
+        let too_tall = (o.bytes > limit || rows > MOST_LINES || left_large && !self.left_transposed) && rows > 1;
         let too_deep = depth > DEEPEST
             || (left_large && self.left_transposed || right_large && !self.right_transposed) && depth > 1;
         let too_wide = (right_large && self.right_transposed || columns > MOST_LINES) && columns > 1;

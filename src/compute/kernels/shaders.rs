@@ -55,9 +55,10 @@ fn every_shader_is_valid_wgsl() {
         let module = naga::front::wgsl::parse_str(&text)
             .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string_with_path(&text, &name)));
         // F16 in F32 arithmetic, `unpack2x16float`: all that Vulkan, Metal and Direct3D 12 drive has it.
-        let capabilities =
-            Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32 | Capabilities::SUBGROUP
-                | Capabilities::COOPERATIVE_MATRIX;
+        let capabilities = Capabilities::SHADER_FLOAT16
+            | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | Capabilities::SUBGROUP
+            | Capabilities::COOPERATIVE_MATRIX;
         Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string_with_path(&text, &name)));

@@ -89,7 +89,10 @@ impl Product {
         let uniform = self.uniform(shape, &places, &ONE);
         let name = "multiply_cooperative";
         // The largest subgroups make the fewest of them.
-        let rounds = (4 * device.adapter().subgroup.1).div_ceil(THREADS).clamp(1, 4);
+        let rounds = match device.adapter().subgroup.1 {
+            0 => 4,
+            largest => (4 * largest).div_ceil(THREADS).min(4),
+        };
         let kernel = self
             .constants(Kernel::new(name, cooperative.source(), name), &places, &uniform)
             .with("ROUNDS", f64::from(rounds));

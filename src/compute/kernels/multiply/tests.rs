@@ -120,7 +120,8 @@ fn deep_products_are_made_in_parts() {
 #[test]
 fn every_tile_gives_the_same_bytes() {
     let Some(device) = devices().into_iter().next() else { return };
-    for (index, (rows, columns, depth)) in [(1, 1, 1), (137, 131, 70), (65, 67, 129), (260, 7, 33)].into_iter().enumerate()
+    for (index, (rows, columns, depth)) in
+        [(1, 1, 1), (137, 131, 70), (65, 67, 129), (260, 7, 33)].into_iter().enumerate()
     {
         for (left_transposed, right_transposed) in [(false, true), (false, false), (true, false), (true, true)] {
             let number = [Number::F32, Number::BF16, Number::F16][index % 3];
@@ -166,7 +167,11 @@ fn cooperative_matrices_make_the_same_product_where_there_are_some() {
         let operands = [random(rows, depth, 1), random(columns, depth, 2)];
         let [(left, x), (right, w)] = operands.map(|matrix| upload_as(&device, &matrix, Number::F16));
         let used = Cooperative::of(&device, [rows, columns, depth], [&left.view(), &right.view()]);
-        assert_eq!(used.is_some(), device.cooperative_edge().is_some(), "the units are wrong by more than the tolerance");
+        assert_eq!(
+            used.is_some(),
+            device.cooperative_edge().is_some(),
+            "the units are wrong by more than the tolerance"
+        );
         let before = random(rows, columns, 3);
         let product = Product { alpha: 2.0, beta: 0.5, ..Product::TRANSPOSED };
         let once = || {

@@ -68,7 +68,8 @@ impl Tile {
     /// Whether a workgroup may have so many invocations and so much memory.
     pub(super) fn fits(self, limits: &Limits) -> bool {
         let bytes = 32 * self.step * (self.tall + self.wide);
-        limits.workgroup_memory_bytes as usize >= bytes && limits.workgroup_invocations as usize >= self.tall * self.wide
+        limits.workgroup_memory_bytes as usize >= bytes
+            && limits.workgroup_invocations as usize >= self.tall * self.wide
     }
 
     /// The tile of as many rows as columns for so many of them, by the adapter's limits alone.
