@@ -30,7 +30,7 @@ pub use error::ComputeError;
 pub use kernel::Kernel;
 pub use overlap::{in_flight, in_flight_twice};
 pub use score::{Score, score};
-pub use staging::RING_BYTES;
+pub(crate) use staging::ring_bytes;
 pub use windows::{Launch, RowBinding, Window};
 
 #[cfg(test)]

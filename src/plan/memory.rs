@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{Action, Options, PlanError, Unit};
 use crate::{
-    compute::{AdapterKind, RING_BYTES},
+    compute::{AdapterKind, ring_bytes},
     layout::{Layout, STRIPE_ALIGNMENT},
     run::STRIPES_IN_FLIGHT,
 };
@@ -148,7 +148,7 @@ fn device_bytes(kind: AdapterKind, weights: u64, threads: usize) -> u64 {
     let shared = matches!(kind, AdapterKind::Software | AdapterKind::Integrated | AdapterKind::Unknown);
     let of_stripe = weights.saturating_mul(if shared { 3 + 6 } else { 3 });
     let of_worker = of_stripe.saturating_mul(STRIPES_IN_FLIGHT).saturating_add(4 * weights);
-    (DRIVER_BYTES + RING_BYTES).saturating_add(of_worker.saturating_mul(threads as u64))
+    (DRIVER_BYTES + ring_bytes(threads)).saturating_add(of_worker.saturating_mul(threads as u64))
 }
 
 fn wave_cost(wave: &[Slab], costs: &[Cost]) -> u64 {
@@ -202,9 +202,10 @@ mod tests {
 
     #[test]
     fn a_device_needs_memory_for_its_ring_and_for_each_stripe_on_its_way() {
-        // A stripe of 64 Ki weights: 24 MiB of ring, 128 MiB of driver, and in units of 64 KiB 5 · 3 + 4 for each thread.
+        // A stripe of 64 Ki weights: 128 MiB of driver, 16 MiB of ring and 8 MiB more for each thread, and in units of
+        // 64 KiB 5 · 3 + 4 for each.
         let discrete = |threads| device_bytes(AdapterKind::Discrete, 64 << 10, threads) >> 16;
-        assert_eq!((discrete(1), discrete(4)), ((152 << 4) + 19, (152 << 4) + 4 * 19));
+        assert_eq!((discrete(1), discrete(4)), ((152 << 4) + 19, (176 << 4) + 4 * 19));
         assert_eq!(device_bytes(AdapterKind::Integrated, 64 << 10, 1) >> 16, (152 << 4) + 49);
         assert_eq!(device_bytes(AdapterKind::Software, u64::MAX / 8, 64), u64::MAX);
     }
