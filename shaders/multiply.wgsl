@@ -24,9 +24,13 @@ override WIDE: u32 = 16u;
 override TALL: u32 = 16u;
 override STEP: u32 = 16u;
 
+// With names: naga 30 fails where a length without one stands before other overrides.
+override LEFT_QUADS: u32 = 2u * TALL * STEP;
+override RIGHT_QUADS: u32 = 2u * WIDE * STEP;
+
 // [STEP, 2·TALL] and [STEP, 2·WIDE] quads: at every depth the rows of the tile, and its columns.
-var<workgroup> left_step: array<vec4<f32>, 2 * TALL * STEP>;
-var<workgroup> right_step: array<vec4<f32>, 2 * WIDE * STEP>;
+var<workgroup> left_step: array<vec4<f32>, LEFT_QUADS>;
+var<workgroup> right_step: array<vec4<f32>, RIGHT_QUADS>;
 
 // Four depths from `depth`, each with the four rows from `row`.
 fn left_block(first: u32, row: u32, depth: u32) -> mat4x4<f32> {

@@ -36,15 +36,14 @@ const UP_TO_ROW: u32 = 2u;
 const F32: u32 = 0u;
 const F16: u32 = 1u;
 
-// Overrides without a default: naga 30 fails where one stands behind the overrides that lengths of arrays are made of.
-override LEFT_TRANSPOSED: bool;
-override RIGHT_TRANSPOSED: bool;
+override LEFT_TRANSPOSED: bool = false;
+override RIGHT_TRANSPOSED: bool = false;
 // 0 for F32, 1 for F16, 2 for BF16.
-override LEFT_TYPE: u32;
-override RIGHT_TYPE: u32;
+override LEFT_TYPE: u32 = 0u;
+override RIGHT_TYPE: u32 = 0u;
 // Whether first and all strides of the matrix are multiples of 4, so that quads can be loaded whole.
-override LEFT_ALIGNED: bool;
-override RIGHT_ALIGNED: bool;
+override LEFT_ALIGNED: bool = false;
+override RIGHT_ALIGNED: bool = false;
 
 @group(0) @binding(0) var<uniform> shape: Shape;
 @group(0) @binding(1) var<storage, read> left: array<vec4<u32>>;

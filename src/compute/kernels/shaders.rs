@@ -59,10 +59,14 @@ fn every_shader_is_valid_wgsl() {
             | Capabilities::SHADER_FLOAT16_IN_FLOAT32
             | Capabilities::SUBGROUP
             | Capabilities::COOPERATIVE_MATRIX;
-        Validator::new(ValidationFlags::all(), capabilities)
+        let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string_with_path(&text, &name)));
         assert!(!module.entry_points.is_empty(), "{name} has no kernel");
+        // As drivers do before they translate it: overrides become constants, and all is checked again.
+        let constants = naga::back::PipelineConstants::default();
+        naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
@@ -76,7 +80,7 @@ fn cooperative_matrices_become_spir_v() {
         let mut module = naga::front::wgsl::parse_str(&text).unwrap();
         naga::proc::ensure_block_returns(&mut module.entry_points[0].function.body);
         let info = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).unwrap();
-        let constants = module.overrides.iter().filter_map(|(_, it)| Some((it.name.clone()?, 1.0))).collect();
+        let constants = naga::back::PipelineConstants::default();
         let (module, info) =
             naga::back::pipeline_constants::process_overrides(&module, &info, None, &constants).unwrap();
         let options = naga::back::spv::Options { lang_version: (1, 6), ..naga::back::spv::Options::default() };
