@@ -129,21 +129,56 @@ pub trait MatrixEncoder: Send + Sync {
         first_row: usize,
         rows: usize,
     ) -> Result<EncodedStripe, CodecError>;
-    /// The same on a graphics processor, the same bytes; `None` where it has no kernels for this encoding, or where the
-    /// weights are such that [`MatrixEncoder::encode`] has to say what is wrong with them.
+    /// Whether a graphics processor has kernels for this encoding.
+    fn runs_on_devices(&self) -> bool {
+        false
+    }
+    /// Begins to encode the rows on a graphics processor, with the same bytes as a result, and does not wait; `None` where
+    /// it has no kernels for this encoding.
     ///
     /// # Errors
     /// [`ComputeError`] when the device fails; [`MatrixEncoder::encode`] does the same work without it.
-    fn encode_on(
-        &self,
-        _device: &Device,
-        _source: &dyn RowSource,
-        _parameters: &MatrixParameters,
+    fn start_on<'a>(
+        &'a self,
+        _device: &'a Device,
+        _source: &'a dyn RowSource,
+        _parameters: &'a MatrixParameters,
         _first_row: usize,
         _rows: usize,
-    ) -> Result<Option<EncodedStripe>, ComputeError> {
+    ) -> Result<Option<Box<dyn StripeOnDevice + 'a>>, ComputeError> {
         Ok(None)
     }
+    /// The same to the end; also `None` where the weights are such that [`MatrixEncoder::encode`] has to say what is wrong
+    /// with them.
+    ///
+    /// # Errors
+    /// As for [`MatrixEncoder::start_on`].
+    fn encode_on(
+        &self,
+        device: &Device,
+        source: &dyn RowSource,
+        parameters: &MatrixParameters,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<Option<EncodedStripe>, ComputeError> {
+        let Some(mut stripe) = self.start_on(device, source, parameters, first_row, rows)? else { return Ok(None) };
+        stripe.go_on()?;
+        stripe.finish()
+    }
+}
+
+/// A stripe on its way through a graphics processor.
+pub trait StripeOnDevice {
+    /// Waits for what the device found first, and queues the rest of the work; called once.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when the device fails.
+    fn go_on(&mut self) -> Result<(), ComputeError>;
+    /// Waits for the result; `None` where the weights are such that [`MatrixEncoder::encode`] has to say what is wrong.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when the device fails.
+    fn finish(self: Box<Self>) -> Result<Option<EncodedStripe>, ComputeError>;
 }
 
 /// How second moments are factored for an encoding.

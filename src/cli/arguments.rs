@@ -103,8 +103,8 @@ pub enum Command {
     Verify(VerifyArguments),
     /// List the graphics adapters of this machine, and measure them
     ///
-    /// Tells each adapter's driver, limits and features, and measures for about a second how fast it copies, multiplies
-    /// and adds, and takes and gives data. A machine without adapters says so and exits with 0. The environment variable
+    /// Tells each adapter's driver, limits and features, and measures for at most ten seconds how fast it copies, multiplies
+    /// and adds, makes products of matrices, and takes and gives data. A machine without adapters says so and exits with 0. The environment variable
     /// `BANTAM_ADAPTER` (a part of a name, or `software`) says which one `--device gpu` uses.
     #[command(after_help = "Example:\n  bantam devices --json")]
     Devices(DevicesArguments),
@@ -148,6 +148,9 @@ pub struct RunArguments {
     /// Memory that the run may use, such as 8GiB or 500MB
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
+    /// Memory of the graphics processor that the run may use, such as 6GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_device_memory: Option<ByteSize>,
     /// Start over, throwing away what an earlier run left unfinished
     #[arg(long)]
     pub fresh: bool,
@@ -309,7 +312,7 @@ fn parse_context(text: &str) -> Result<usize, String> {
 /// `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Device {
-    /// The fastest there is
+    /// What a measurement finds to be faster, where that changes no byte
     #[default]
     Auto,
     /// The processor

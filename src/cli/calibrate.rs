@@ -50,6 +50,7 @@ pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCo
         threads: arguments.threads,
         // Counting takes less than the run that is planned here.
         max_memory: arguments.max_memory.filter(|_| !arguments.coverage),
+        device: None,
         deny: &[],
     })?;
     let Some(solve) = plan.solve.take() else {

@@ -28,8 +28,9 @@ pub use device::{Device, Feature, Limits};
 pub use dispatch::{Batch, Binding};
 pub use error::ComputeError;
 pub use kernel::Kernel;
-pub use overlap::in_flight;
+pub use overlap::{in_flight, in_flight_twice};
 pub use score::{Score, score};
+pub(crate) use staging::ring_bytes;
 pub use windows::{Launch, RowBinding, Window};
 
 #[cfg(test)]

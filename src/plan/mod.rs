@@ -23,6 +23,7 @@ pub use small_files::{SmallContent, SmallFile};
 use std::path::PathBuf;
 
 use crate::{
+    compute::AdapterKind,
     layout::{LayoutName, MatrixSpec, TensorSpec},
     manifest::Fallback,
     passes::{Choice, Matrix, Settings},
@@ -39,6 +40,9 @@ pub struct Options {
     pub max_memory_bytes: Option<u64>,
     /// Whether a fallback is an error.
     pub deny_fallbacks: bool,
+    /// The kind of the graphics processor that encodes, if one does: what lies in the processor's memory on its way there
+    /// and back counts.
+    pub device: Option<AdapterKind>,
 }
 
 /// A complete plan.

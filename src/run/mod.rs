@@ -3,6 +3,7 @@
 //! Order of events, each safe to be killed in: lock, reserve space, waves (bytes, then their journal records), sync
 //! and read back, small files, manifest, rename. Running the same command again continues.
 
+mod choose;
 mod device;
 mod error;
 mod finish;
@@ -11,6 +12,8 @@ mod progress;
 mod staging;
 mod wave;
 
+pub use choose::{Chosen, choose};
+pub(crate) use device::STRIPES_IN_FLIGHT;
 pub use error::RunError;
 pub use progress::{Progress, Silent, Status};
 
@@ -48,6 +51,9 @@ pub struct Options<'a> {
     pub deny_fallbacks: bool,
     /// The graphics processor that does what it has kernels for; none: everything is done on the processor.
     pub device: Option<&'a Device>,
+    /// Whether the manifest tells what the device did: not where a measurement chose the device, since the same recipe
+    /// must give the same manifest.
+    pub record_device: bool,
     /// Set from outside to stop after the current wave.
     pub stop: &'a AtomicBool,
     /// Told how far the run is.
@@ -118,7 +124,7 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
         None => None,
     };
     platform::trim_heap();
-    let device = RunDevice::new(options.device);
+    let device = RunDevice::new(options.device, options.record_device);
     work(plan, source, options, &staging, found.as_ref(), &device, &mut journal, &mut records, start)?;
     finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start)
         .map(|manifest| Outcome { manifest, resumed, was_complete: false, device_failure: device.failure() })
