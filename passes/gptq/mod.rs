@@ -18,6 +18,7 @@ mod factor;
 mod lanes;
 mod local;
 mod loss;
+mod on_device;
 mod options;
 mod refine;
 mod search;
@@ -31,6 +32,7 @@ mod tests;
 mod triangular;
 
 pub use factor::Factor;
+pub use on_device::solve_on;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
 pub use solve::{solve, solve_towards};

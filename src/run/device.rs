@@ -1,41 +1,22 @@
 //! Stripes on a graphics processor, and what becomes of them when it fails.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
-
 use crate::{
     codec::{CodecError, MatrixParameters, RowSource},
-    compute::{ComputeError, Device},
+    compute::{DEVICE_FAILED, SharedDevice},
     passes::{EncodedStripe, MatrixEncoder},
 };
 
-/// Name of the fallback that counts stripes which the device failed at.
-pub(super) const DEVICE_FAILED: &str = "device-failed";
-
 /// The device of a run, if it has one.
-pub(super) struct RunDevice<'a> {
-    device: Option<&'a Device>,
-    /// Set when the device cannot be used any more.
-    gone: AtomicBool,
-    first_failure: Mutex<Option<ComputeError>>,
-}
+pub(super) struct RunDevice<'a>(Option<&'a SharedDevice>);
 
 impl<'a> RunDevice<'a> {
-    pub(super) fn new(device: Option<&'a Device>) -> Self {
-        Self { device, gone: AtomicBool::new(false), first_failure: Mutex::new(None) }
+    pub(super) fn new(device: Option<&'a SharedDevice>) -> Self {
+        Self(device)
     }
 
     /// What the manifest calls the device.
     pub(super) fn name(&self) -> Option<String> {
-        let adapter = self.device?.adapter();
-        Some(format!("{} ({})", adapter.name, adapter.backend))
-    }
-
-    /// What went wrong first.
-    pub(super) fn failure(&self) -> Option<ComputeError> {
-        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.map(SharedDevice::name)
     }
 
     /// Encodes a stripe where that can be done, and says whether the device did it. A stripe that the device failed at is
@@ -49,19 +30,11 @@ impl<'a> RunDevice<'a> {
         rows: usize,
     ) -> Result<(EncodedStripe, bool), CodecError> {
         let on_processor = || encoder.encode(source, parameters, first_row, rows);
-        let Some(device) = self.device else { return Ok((on_processor()?, false)) };
-        let attempt = match self.failure() {
-            Some(error) if self.gone.load(Ordering::Relaxed) => Err(error),
-            _ => encoder.encode_on(device, source, parameters, first_row, rows),
-        };
-        match attempt {
+        let Some(device) = self.0 else { return Ok((on_processor()?, false)) };
+        match device.attempt(|device| encoder.encode_on(device, source, parameters, first_row, rows)) {
             Ok(Some(stripe)) => Ok((stripe, true)),
             Ok(None) => Ok((on_processor()?, false)),
-            Err(error) => {
-                let is_final = error.is_final();
-                self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                // Only now: who sees the device gone must find the reason.
-                self.gone.fetch_or(is_final, Ordering::Relaxed);
+            Err(_) => {
                 let mut stripe = on_processor()?;
                 *stripe.deviations.entry(DEVICE_FAILED).or_default() += 1;
                 Ok((stripe, false))
@@ -73,7 +46,11 @@ impl<'a> RunDevice<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{checkpoint::Dtype, codec::DenseRows, compute::tests::fixtures};
+    use crate::{
+        checkpoint::Dtype,
+        codec::DenseRows,
+        compute::{ComputeError, Device, tests::fixtures},
+    };
 
     /// Encodes by the processor's kernels, or on a device if that is not gone.
     struct Probe;
@@ -111,17 +88,18 @@ mod tests {
     fn a_device_lost_on_the_way_costs_no_stripe() {
         let Some(device) = fixtures::device(None) else { return };
         let source = DenseRows::new(Dtype::F32, &[0; 64], 4, 4).unwrap();
-        let run = RunDevice::new(Some(&device));
+        let shared = SharedDevice::new(device.clone());
+        let run = RunDevice::new(Some(&shared));
         let encode = |first| run.encode(&Probe, &source, &MatrixParameters::default(), first, 1).unwrap();
         let (stripe, on_device) = encode(0);
-        assert!(on_device && stripe.deviations.is_empty() && run.failure().is_none());
+        assert!(on_device && stripe.deviations.is_empty() && shared.failure().is_none());
         device.destroy();
         for first in [1, 2] {
             let (stripe, on_device) = encode(first);
             assert_eq!(stripe.rows.first_row, first);
             assert_eq!((stripe.deviations.get(DEVICE_FAILED), on_device), (Some(&1), false));
         }
-        assert!(matches!(run.failure(), Some(ComputeError::Lost { .. })));
+        assert!(matches!(shared.failure(), Some(ComputeError::Lost { .. })));
     }
 
     #[test]

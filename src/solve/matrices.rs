@@ -3,6 +3,7 @@
 use crate::{
     Result,
     codec::{CodecError, CodedRows, MatrixParameters, RowSource},
+    compute::{DEVICE_FAILED, SharedDevice},
     forward::{LinearSpec, Matrix},
     passes::{
         Deviations, Settings,
@@ -10,7 +11,7 @@ use crate::{
         rtn::grid::Grid,
     },
     plan::Encode,
-    solve::{Moments, Part, Solutions, SolveFailure, Solved},
+    solve::{Moments, Part, Solutions, SolveFailure, Solved, on_device, record::Step},
 };
 
 /// A matrix in memory as the source of its own rows.
@@ -49,11 +50,19 @@ pub fn nearest(
     Ok((coded.rows, parameters, coded.deviations, decoded))
 }
 
-/// The factors of one input, one for each way of factoring that its linears ask for.
+/// The factors of one input, one for each way of factoring that its linears ask for; and what is solved with them where.
 #[derive(Default)]
-pub struct Factors(Vec<((u64, gptq::Order), Factor)>);
+pub struct Factors<'a> {
+    known: Vec<((u64, gptq::Order), Factor)>,
+    device: Option<&'a SharedDevice>,
+}
 
-impl Factors {
+impl<'a> Factors<'a> {
+    /// None yet; matrices are solved on this device as far as that works.
+    pub fn on(device: Option<&'a SharedDevice>) -> Self {
+        Self { known: Vec::new(), device }
+    }
+
     fn of(
         &mut self,
         moments: &Moments,
@@ -61,13 +70,13 @@ impl Factors {
         tensor: &str,
     ) -> std::result::Result<&Factor, SolveFailure> {
         let key = (options.damping.to_bits(), options.order);
-        if let Some(at) = self.0.iter().position(|(known, _)| *known == key) {
-            return Ok(&self.0[at].1);
+        if let Some(at) = self.known.iter().position(|(known, _)| *known == key) {
+            return Ok(&self.known[at].1);
         }
         let factor = Factor::new(&view(moments), options)
             .map_err(|source| SolveFailure::Matrix { tensor: tensor.to_owned(), source })?;
-        self.0.push((key, factor));
-        Ok(&self.0[self.0.len() - 1].1)
+        self.known.push((key, factor));
+        Ok(&self.known[self.known.len() - 1].1)
     }
 }
 
@@ -89,7 +98,7 @@ pub fn solve_linear(
     linear: &LinearSpec,
     weights: &Matrix,
     moments: &Moments,
-    factors: &mut Factors,
+    factors: &mut Factors<'_>,
     deny: bool,
 ) -> Result<Matrix> {
     let Settings::Gptq(settings) = &encode.settings else {
@@ -126,14 +135,19 @@ pub fn solve_linear(
         solutions.keep(&linear.weight, linear.expert, codec, &coded, &parameters, solved, &deviations)?;
         return Ok(decoded);
     }
+    let device = factors.device;
     let factor = solutions.clock.time(Part::Factor, || factors.of(moments, &settings.solve, &linear.weight))?;
     let grid = Grid::new(codec, encode.pass_matrix.dense_dtype, encode.pass_matrix.minimum_zero_point);
     let problem = gptq::Linear { weights: &weights.values, rows: weights.rows, codec, grid: &grid };
     let residual = (moments.residual.len() == weights.values.len()).then_some(&moments.residual[..]);
-    let solution = solutions
+    let (solution, note) = solutions
         .clock
-        .time(Part::Solve, || gptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve))
+        .time(Part::Solve, || on_device::solve(device, factor, &view(moments), &problem, residual, &settings.solve))
         .map_err(|source| SolveFailure::Matrix { tensor: linear.weight.clone(), source })?;
+    if deny && note.failures > 0 {
+        denied(&[(DEVICE_FAILED, note.failures)].into())?;
+    }
+    solutions.note(&linear.weight, Step::Codes, &note)?;
     let deviations = solution.report.deviations.clone();
     denied(&deviations)?;
     let per_token = moments.count.max(1) as f64;
