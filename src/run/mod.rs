@@ -4,6 +4,8 @@
 //! and read back, small files, manifest, rename. Running the same command again continues.
 
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod error;
 mod finish;
 mod journal;
