@@ -184,7 +184,8 @@ impl<'b> DeviceBlock<'b> {
                 Kind::AttentionOutput => "attention",
                 _ => "mlp",
             });
-        match what.last() {
+        // The branch that was added last; an earlier one of the same visit may be at fault.
+        match what.next() {
             Some(what) if !here.hidden.is_finite() => {
                 Err(ForwardError::Overflow { block: self.block.spec.index, what }.into())
             }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Largest difference of a hidden state behind a block, as a share of the largest one: two F32 sums in different orders, of
-/// up to three hundred terms each, five products one behind the other. Mesa's software adapter: below 4e-7.
+/// up to three hundred terms each, five products one behind the other. Mesa's software adapter: at most 7.3e-7.
 const TOLERANCE: f64 = 3e-6;
 /// The same where codes of rounded inputs may fall to either side of a middle: one step of 8 bits of one input.
 const ROUNDED_TOLERANCE: f64 = 2e-2;
@@ -318,12 +318,12 @@ fn inputs_are_rounded_as_here() {
     }
 }
 
-/// Budgets in which not all weights stay, or none does: these go up with every batch.
+/// In the second budget not all weights stay: others go up with every batch.
 #[test]
 fn weights_that_do_not_fit_are_streamed() {
     let (config, source) = dense("llama", true, false, &json!({}));
     let mut states = Vec::new();
-    for memory_bytes in [1 << 20, 40 << 10] {
+    for memory_bytes in [1 << 20, 80 << 10] {
         let Some(device) = fixtures::device_with(&Choice { memory_bytes, ..fixtures::choice() }) else { return };
         let (here, there, failures) = both(&config, &source, &SharedDevice::new(device.clone()));
         assert_eq!((failures, device.memory_bytes().0), (0, 0));
