@@ -58,7 +58,7 @@ pub(super) fn codec(element: Element, granularity: Granularity, scale: ScaleForm
     Codec { element, granularity, scale, zero, outliers: None }
 }
 
-fn formats() -> Vec<Codec> {
+pub(super) fn formats() -> Vec<Codec> {
     use Granularity::{Block, Channel, Group, Tensor};
     let integer = |bits, granularity, zero| codec(Element::Integer { bits }, granularity, ScaleFormat::F16, zero);
     vec![

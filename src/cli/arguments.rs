@@ -255,6 +255,12 @@ pub struct CalibrateArguments {
     /// The checkpoint, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Memory of the graphics processor that may be used, such as 6GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_device_memory: Option<ByteSize>,
     /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -280,6 +286,12 @@ pub struct EvalArguments {
     /// Tokens of a window [default: what the model takes, at most 2048]
     #[arg(long, value_name = "N", value_parser = parse_context)]
     pub context: Option<usize>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Memory of the graphics processor that may be used, such as 6GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_device_memory: Option<ByteSize>,
     /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,

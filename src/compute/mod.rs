@@ -19,6 +19,7 @@ mod kernel;
 mod memory;
 mod overlap;
 mod score;
+mod shared;
 mod staging;
 mod windows;
 
@@ -30,6 +31,7 @@ pub use error::ComputeError;
 pub use kernel::Kernel;
 pub use overlap::{in_flight, in_flight_twice};
 pub use score::{Score, score};
+pub use shared::{DEVICE_FAILED, SharedDevice};
 pub(crate) use staging::ring_bytes;
 pub use windows::{Launch, RowBinding, Window};
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::device::{Job, RunDevice};
 use crate::{
     codec::{MatrixParameters, RowSource},
-    compute::{AdapterKind, ComputeError, Device},
+    compute::{AdapterKind, ComputeError, Device, SharedDevice},
     layout::LogicalCheckpoint,
     passes::MatrixEncoder,
     plan::{Action, Plan, Unit},
@@ -64,8 +64,8 @@ pub fn choose(plan: &Plan, source: &LogicalCheckpoint, open: impl FnOnce() -> Re
         Ok(device) => device,
         Err(error) => return processor(error.to_string()),
     };
-    let run = RunDevice::new(Some(&device), false);
-    let on_device = seconds(&run).filter(|_| run.failure().is_none());
+    let shared = SharedDevice::new(device.clone());
+    let on_device = seconds(&RunDevice::new(Some(&shared), false)).filter(|_| shared.failure().is_none());
     let name = device.adapter().name.clone();
     match on_device {
         None => processor(format!("{name} failed at a probe")),

@@ -1,18 +1,10 @@
 //! Stripes on a graphics processor, and what becomes of them when it fails.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
-
 use crate::{
     codec::{CodecError, MatrixParameters, RowSource},
-    compute::{ComputeError, Device, in_flight_twice},
+    compute::{DEVICE_FAILED, Device, SharedDevice, in_flight_twice},
     passes::{EncodedStripe, MatrixEncoder, StripeOnDevice},
 };
-
-/// Name of the fallback that counts stripes which the device failed at.
-pub(super) const DEVICE_FAILED: &str = "device-failed";
 
 /// Device memory of a stripe of usual size: weights of four bytes, extremes, scales and a byte of code each.
 const STRIPE_DEVICE_BYTES: u64 = 6 * 256 * 1024;
@@ -23,12 +15,9 @@ pub(crate) const STRIPES_IN_FLIGHT: u64 = 2 * DEPTH as u64 + 1;
 
 /// The device of a run, if it has one.
 pub(super) struct RunDevice<'a> {
-    device: Option<&'a Device>,
+    device: Option<&'a SharedDevice>,
     /// Whether the manifest tells what the device did and failed at.
     recorded: bool,
-    /// Set when the device cannot be used any more.
-    gone: AtomicBool,
-    first_failure: Mutex<Option<ComputeError>>,
 }
 
 /// What encodes a matrix, and from what.
@@ -55,24 +44,18 @@ enum Flight<'a> {
 }
 
 impl<'a> RunDevice<'a> {
-    pub(super) fn new(device: Option<&'a Device>, recorded: bool) -> Self {
-        Self { device, recorded, gone: AtomicBool::new(false), first_failure: Mutex::new(None) }
+    pub(super) fn new(device: Option<&'a SharedDevice>, recorded: bool) -> Self {
+        Self { device, recorded }
     }
 
     /// What the manifest calls the device, if it names it.
     pub(super) fn name(&self) -> Option<String> {
-        let adapter = self.device.filter(|_| self.recorded)?.adapter();
-        Some(format!("{} ({})", adapter.name, adapter.backend))
+        self.device.filter(|_| self.recorded).map(SharedDevice::name)
     }
 
     /// Whether there is a device that encodes for this job.
     pub(super) fn takes(&self, encoder: &dyn MatrixEncoder) -> bool {
         self.device.is_some() && encoder.runs_on_devices()
-    }
-
-    /// What went wrong first.
-    pub(super) fn failure(&self) -> Option<ComputeError> {
-        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Encodes stripes (first row and number of rows each), and hands them to `finish` in their order. On a device several
@@ -97,33 +80,31 @@ impl<'a> RunDevice<'a> {
         };
         in_flight_twice(
             stripes,
-            depth(device),
+            depth(device.device()),
             |(first_row, rows)| {
-                if self.gone.load(Ordering::Relaxed) {
-                    return Ok((Flight::Failed, first_row, rows));
-                }
-                let started = job.encoder.start_on(device, job.source, job.parameters, first_row, rows);
+                let started =
+                    device.attempt(|device| job.encoder.start_on(device, job.source, job.parameters, first_row, rows));
                 let flight = match started {
                     Ok(Some(stripe)) => Flight::OnDevice(stripe),
                     Ok(None) => Flight::Landed,
-                    Err(error) => self.failed(error),
+                    Err(_) => Flight::Failed,
                 };
                 Ok((flight, first_row, rows))
             },
             |(flight, _, _)| {
                 if let Flight::OnDevice(stripe) = flight
-                    && let Err(error) = stripe.go_on()
+                    && device.attempt(|_| stripe.go_on()).is_err()
                 {
-                    *flight = self.failed(error);
+                    *flight = Flight::Failed;
                 }
                 Ok(())
             },
             |(flight, first_row, rows)| {
                 let flight = match flight {
-                    Flight::OnDevice(stripe) => match stripe.finish() {
+                    Flight::OnDevice(stripe) => match device.attempt(|_| stripe.finish()) {
                         Ok(Some(stripe)) => return finish(first_row, rows, Ok(Encoded { stripe, on_device: true })),
                         Ok(None) => Flight::Landed,
-                        Err(error) => self.failed(error),
+                        Err(_) => Flight::Failed,
                     },
                     other => other,
                 };
@@ -138,15 +119,6 @@ impl<'a> RunDevice<'a> {
             },
         )
     }
-
-    /// Notes what went wrong.
-    fn failed<'b>(&self, error: ComputeError) -> Flight<'b> {
-        let is_final = error.is_final();
-        self.first_failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        // Only now: who sees the device gone must find the reason.
-        self.gone.fetch_or(is_final, Ordering::Relaxed);
-        Flight::Failed
-    }
 }
 
 /// How many stripes of each half fit the device's memory beside those of the other workers.
@@ -159,7 +131,11 @@ fn depth(device: &Device) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{checkpoint::Dtype, codec::DenseRows, compute::tests::fixtures};
+    use crate::{
+        checkpoint::Dtype,
+        codec::DenseRows,
+        compute::{ComputeError, Device, tests::fixtures},
+    };
 
     /// Encodes by the processor's kernels, or on a device if that is not gone.
     struct Probe;
@@ -232,18 +208,19 @@ mod tests {
     #[test]
     fn a_device_lost_on_the_way_costs_no_stripe() {
         let Some(device) = fixtures::device(None) else { return };
-        let run = RunDevice::new(Some(&device), true);
+        let shared = SharedDevice::new(device.clone());
+        let run = RunDevice::new(Some(&shared), true);
         let found = encode(&run, Some((4, &device)));
         let rows: Vec<usize> = found.iter().map(|(first, ..)| *first).collect();
         assert_eq!(rows, [0, 2, 4, 6, 8, 10, 12, 14]);
         assert!(found[..3].iter().all(|(_, on_device, failed)| *on_device && *failed == 0), "{found:?}");
         assert_eq!(found[7], (14, false, 1));
-        assert!(matches!(run.failure(), Some(ComputeError::Lost { .. })));
+        assert!(matches!(shared.failure(), Some(ComputeError::Lost { .. })));
         assert!(encode(&run, None).iter().all(|(_, on_device, failed)| !on_device && *failed == 1));
         // Where the manifest does not name the device, neither does it name its failures.
-        let quiet = RunDevice::new(Some(&device), false);
+        let quiet = RunDevice::new(Some(&shared), false);
         assert!(encode(&quiet, None).iter().all(|(_, on_device, failed)| !on_device && *failed == 0));
-        assert!(quiet.failure().is_some() && quiet.name().is_none());
+        assert!(quiet.name().is_none());
     }
 
     #[test]

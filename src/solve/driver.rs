@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Coverage, Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
+    Coverage, Head, Identity, Key, Moments, Note, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
     gather,
     matrices::{Factors, solve_linear},
     streams::{Both, Pending, Stream, open_states, resumable, states_path},
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     Result,
+    compute::SharedDevice,
     forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Store, WeightSource},
     layout::LogicalCheckpoint,
     plan::{Action, Encode, Plan},
@@ -34,6 +35,8 @@ pub struct Job<'a> {
     pub folder: PathBuf,
     /// Identity of the source's files.
     pub identity: &'a str,
+    /// What computes beside the processor: the forward pass, moments, and most of the solving.
+    pub device: Option<&'a SharedDevice>,
     /// Treat a deviation as an error.
     pub deny_fallbacks: bool,
     /// Set from outside to stop.
@@ -60,6 +63,7 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
         plan: "calibrate".into(),
         source: job.identity.to_owned(),
         tokens: job.solve.tokens.hash.to_string(),
+        device: job.device.map(SharedDevice::name),
     };
     let mut solve_worker = Worker::new(job, Solutions::open(&job.folder, &head)?, BTreeMap::new(), 0, None)?;
     let tokens = solve_worker.tokens();
@@ -67,7 +71,7 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
     let blocks = &job.solve.model.blocks;
     let per_block: Vec<Vec<gather::Input>> =
         blocks.iter().map(|spec| gather::inputs(spec, tokens, &|_, _, _| Some(wanted))).collect();
-    let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration);
+    let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration, job.device);
     // Its suffix is what the reader of coverage takes for safetensors.
     let temporary = out.with_extension("unfinished.safetensors");
     let writer = Writer::create(&temporary, &per_block.concat(), Some(&identity))?;
@@ -102,6 +106,8 @@ pub(super) struct Worker<'a> {
     pub(super) saved: Option<Statistics>,
     /// Statistics of the block in hand.
     gathered: Option<Statistics>,
+    /// What a device did for them, by stage.
+    pub(super) notes: BTreeMap<usize, Note>,
 }
 
 /// Finds everything, or takes up what an earlier run found.
@@ -114,13 +120,15 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
         plan: job.plan.digest.clone(),
         source: job.identity.to_owned(),
         tokens: job.solve.tokens.hash.to_string(),
+        device: job.device.map(SharedDevice::name),
     };
     let solutions = Solutions::open(&job.folder, &head)?;
     let blocks = job.solve.model.blocks.len();
     let first = resumable(job, &solutions);
     let saved = match &job.solve.calibration.statistics {
         Some(path) => {
-            Some(Statistics::open_for(path, &Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration))?)
+            let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration, job.device);
+            Some(Statistics::open_for(path, &identity)?)
         }
         None => None,
     };
@@ -183,7 +191,7 @@ impl<'a> Worker<'a> {
         let dense = if job.solve.both_streams { Some(stream("dense")?) } else { None };
         let main = stream("main")?;
         let transforms = Transforms::default();
-        Ok(Self { job, solutions, transforms, encodes, main, dense, saved, gathered: None })
+        Ok(Self { job, solutions, transforms, encodes, main, dense, saved, gathered: None, notes: BTreeMap::new() })
     }
 
     /// Tokens of a sequence.
@@ -242,7 +250,8 @@ impl<'a> Worker<'a> {
                 pending = Some(Pending { stage, dense: Vec::new(), compressed: Vec::new() });
                 continue;
             }
-            let moments = self.gather(&block, stage, pending.take().as_ref())?;
+            let (moments, note) = self.gather(&block, stage, pending.take().as_ref())?;
+            self.note_inputs(&description.linears, &note)?;
             self.keep_ranges(&description.linears, &moments)?;
             self.borrow_alone(&description.linears)?;
             pending = Some(self.solve_stage(stage, source, &description.linears, &moments)?);
@@ -259,6 +268,7 @@ impl<'a> Worker<'a> {
     /// last stage, not yet applied.
     fn gather_statistics(&mut self, spec: &BlockSpec) -> Result<Option<Pending>> {
         self.gathered = None;
+        self.notes.clear();
         let original = !self.job.solve.compressed;
         if self.saved.is_some() || (self.job.solve.transforms.is_empty() && !original) {
             return Ok(None);
@@ -314,11 +324,13 @@ impl<'a> Worker<'a> {
         if let Some(scales) = linears.first().and_then(|linear| self.transforms.columns(linear)) {
             moments.divide(scales);
         }
+        let note = self.noted(key.stage);
+        self.note_inputs(linears, &note)?;
         self.keep_ranges(linears, &moments)?;
         if key.expert.is_none() {
             self.borrow_alone(linears)?;
         }
-        let mut factors = Factors::default();
+        let mut factors = Factors::on(self.job.device);
         for linear in linears {
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
             if encode.settings.is_solved() {
@@ -346,7 +358,7 @@ impl<'a> Worker<'a> {
     ) -> Result<Pending> {
         let job = self.job;
         let mut pending = Pending { stage, dense: Vec::new(), compressed: Vec::new() };
-        let mut factors = Factors::default();
+        let mut factors = Factors::on(job.device);
         let dense_runs = job.solve.both_streams || !job.solve.compressed;
         for linear in linears {
             let original = self.solutions.clock.time(Part::Weights, || linear.read(source))?;

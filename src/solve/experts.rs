@@ -68,7 +68,7 @@ impl Worker<'_> {
             )?;
             for member in &mut members {
                 member.inputs.finish();
-                let mut factors = Factors::default();
+                let mut factors = Factors::on(job.device);
                 let specs = &experts.inputs[member.index];
                 self.keep_ranges(specs, &member.inputs)?;
                 for (linear, spec) in member.stored.inputs.iter_mut().zip(specs) {
@@ -88,7 +88,7 @@ impl Worker<'_> {
             )?;
             for member in &mut members {
                 member.hidden.finish();
-                let mut factors = Factors::default();
+                let mut factors = Factors::on(job.device);
                 let spec = &experts.outputs[member.index];
                 self.keep_ranges(std::slice::from_ref(spec), &member.hidden)?;
                 self.store(&mut member.stored.output, spec, &member.hidden, &mut factors)?;
@@ -104,7 +104,7 @@ impl Worker<'_> {
         linear: &mut Linear,
         spec: &LinearSpec,
         moments: &Moments,
-        factors: &mut Factors,
+        factors: &mut Factors<'_>,
     ) -> Result<()> {
         let Some(encode) = self.encodes.get(spec.weight.as_str()) else { return Ok(()) };
         let encode: &Encode = encode;

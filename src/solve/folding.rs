@@ -1,5 +1,7 @@
 //! Chooses the scales of a block's folds from the original model's activations.
 
+use std::collections::BTreeSet;
+
 use super::{
     Moments, SolveFailure, TransformRule, Wanted,
     driver::Worker,
@@ -7,7 +9,7 @@ use super::{
     gather::{Input, inputs},
     inputs::input_format,
     matrices::nearest,
-    record::{Line, transforms_file},
+    record::{Line, Note, Step, transforms_file},
     statistics::Key,
     transforms::{Transformed, Values},
 };
@@ -66,7 +68,13 @@ impl Worker<'_> {
         if let Some(lists) = self.solutions.transforms.get(&index).and_then(|hash| self.solutions.lists(&file, *hash)) {
             return self.take_transforms(lists);
         }
+        let before: BTreeSet<String> = self.transforms.tensors.keys().cloned().collect();
         self.find_transforms(spec, index)?;
+        let note = (0..spec.stages.len()).fold(Note::default(), |all, stage| all.and(&self.noted(stage)));
+        let new: Vec<String> = self.transforms.tensors.keys().filter(|name| !before.contains(*name)).cloned().collect();
+        for name in new {
+            self.solutions.note(&name, Step::Scales, &note)?;
+        }
         let lists: Vec<(String, Vec<f64>)> = self
             .transforms
             .to_tensors()

@@ -3,6 +3,7 @@
 use crate::{
     Result,
     codec::{CodecError, CodedMatrix, Coding, Rotations, RowSource, Whole},
+    compute::{DEVICE_FAILED, SharedDevice},
     forward::{LinearSpec, Matrix},
     passes::{
         Deviations, Factoring, Settings,
@@ -12,7 +13,7 @@ use crate::{
         vptq,
     },
     plan::Encode,
-    solve::{Moments, Part, Solutions, SolveFailure, Solved},
+    solve::{Moments, Note, Part, Solutions, SolveFailure, Solved, on_device, record::Step},
 };
 
 /// A matrix in memory as the source of its own rows.
@@ -97,14 +98,20 @@ pub fn nearest(encode: &Encode, tensor: &str, weights: &Matrix) -> std::result::
 /// What makes two factors of one input differ: damping, order, rotation.
 type Way = (u64, gptq::Order, Option<Rotations>);
 
-/// The factors of one input, one for each way of factoring that its linears ask for.
+/// The factors of one input, one for each way of factoring that its linears ask for; and what is solved with them where.
 #[derive(Default)]
-pub struct Factors {
+pub struct Factors<'d> {
     factors: Vec<(Way, Factor)>,
     rotated: Vec<(Rotations, Moments)>,
+    device: Option<&'d SharedDevice>,
 }
 
-impl Factors {
+impl<'d> Factors<'d> {
+    /// None yet; matrices are solved on this device as far as that works.
+    pub fn on(device: Option<&'d SharedDevice>) -> Self {
+        Self { device, ..Self::default() }
+    }
+
     fn of<'a>(
         &'a mut self,
         moments: &'a Moments,
@@ -153,7 +160,7 @@ pub fn solve_linear(
     linear: &LinearSpec,
     weights: &Matrix,
     moments: &Moments,
-    factors: &mut Factors,
+    factors: &mut Factors<'_>,
     deny: bool,
 ) -> Result<Matrix> {
     let name = &linear.weight;
@@ -186,9 +193,14 @@ pub fn solve_linear(
         solutions.keep(name, linear.expert, coding, &coded, solved, &deviations)?;
         return Ok(decoded);
     }
-    let rotations = encode.choice.rotations;
+    let (rotations, device) = (encode.choice.rotations, factors.device);
     let (factor, turned) = solutions.clock.time(Part::Factor, || factors.of(moments, factoring, rotations, name))?;
-    let (coded, report) = solutions.clock.time(Part::Solve, || solve_known(encode, name, weights, factor, turned))?;
+    let (coded, report, note) =
+        solutions.clock.time(Part::Solve, || solve_known(encode, name, weights, factor, turned, device))?;
+    if deny && note.failures > 0 {
+        denied(&[(DEVICE_FAILED, note.failures)].into())?;
+    }
+    solutions.note(name, Step::Codes, &note)?;
     let deviations = report.deviations.clone();
     denied(&deviations)?;
     let per_token = moments.count.max(1) as f64;
@@ -210,7 +222,8 @@ fn solve_known(
     weights: &Matrix,
     factor: &Factor,
     moments: &Moments,
-) -> std::result::Result<(CodedMatrix, gptq::Report), SolveFailure> {
+    device: Option<&SharedDevice>,
+) -> std::result::Result<(CodedMatrix, gptq::Report, Note), SolveFailure> {
     let failed = |source| SolveFailure::Matrix { tensor: name.to_owned(), source };
     let rotations = encode.choice.rotations;
     let weights = rotated(encode, weights);
@@ -225,22 +238,22 @@ fn solve_known(
         (Settings::Gptq(settings), Coding::Scalar(codec)) => {
             let grid = Grid::new(codec, encode.pass_matrix.dense_dtype, encode.pass_matrix.minimum_zero_point);
             let problem = gptq::Linear { weights: &weights.values, rows: weights.rows, codec, grid: &grid };
-            let solution = gptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve);
-            let gptq::Solution { coded, parameters, report, .. } = solution.map_err(failed)?;
-            Ok((CodedMatrix::Scalar { rows: coded, parameters }, report))
+            let solution = on_device::solve(device, factor, &view(moments), &problem, residual, &settings.solve);
+            let (gptq::Solution { coded, parameters, report, .. }, note) = solution.map_err(failed)?;
+            Ok((CodedMatrix::Scalar { rows: coded, parameters }, report, note))
         }
         (Settings::Pvq(settings), Coding::Whole(Whole::Pyramid(pyramid))) => {
             let (rows, columns) = (weights.rows, weights.columns);
             let problem = pvq::Linear { weights: &weights.values, rows, columns, pyramid: *pyramid };
             let solution = pvq::solve(factor, &view(moments), &problem, residual, &settings.solve).map_err(failed)?;
-            Ok((CodedMatrix::Whole(solution.tensors), solution.report))
+            Ok((CodedMatrix::Whole(solution.tensors), solution.report, Note::default()))
         }
         (Settings::Vptq(settings), Coding::Whole(Whole::Vector(format))) => {
             let (values, rows) = (&weights.values, weights.rows);
             let problem = vptq::Linear { name, weights: values, rows, format, arithmetic: format.storage };
             let solution = vptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve);
             let solution = solution.map_err(failed)?;
-            Ok((CodedMatrix::Whole(solution.tensors), solution.report))
+            Ok((CodedMatrix::Whole(solution.tensors), solution.report, Note::default()))
         }
         _ => Err(SolveFailure::Codec {
             tensor: name.to_owned(),

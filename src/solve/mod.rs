@@ -17,6 +17,7 @@ mod inputs;
 mod matrices;
 mod memory;
 mod moments;
+mod on_device;
 mod pass;
 mod quantized;
 mod record;
@@ -36,7 +37,7 @@ pub use inputs::{BORROWED, InputRange};
 pub use matrices::{Stored, decoded, nearest};
 pub use memory::{SolvePlan, TransformRule};
 pub use moments::{Moments, Wanted};
-pub use record::{Head, Solutions, Solved, SolvedEncoder};
+pub use record::{Head, Note, Solutions, Solved, SolvedEncoder};
 pub use statistics::{Identity, Key, Statistics, Writer};
 
 use std::path::{Path, PathBuf};

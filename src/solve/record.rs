@@ -32,6 +32,42 @@ pub struct Head {
     pub source: String,
     /// Hash of the calibration tokens.
     pub tokens: String,
+    /// The device that computes beside the processor. What another one found is found again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+}
+
+/// What was computed of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// What is known of its input.
+    Moments,
+    /// Its codes.
+    Codes,
+    /// Its scales.
+    Scales,
+    /// The states behind it.
+    States,
+}
+
+/// Whether a device computed something, and how often it failed at it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// The device's name, if it computed any of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Parts of the work that it failed at and the processor did.
+    #[serde(default)]
+    pub failures: u64,
+}
+
+impl Note {
+    /// This and that together.
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
+        Self { device: self.device.or_else(|| other.device.clone()), failures: self.failures + other.failures }
+    }
 }
 
 /// How a matrix was solved, for the manifest. Losses are squared errors of the outputs, summed over
@@ -66,6 +102,8 @@ pub enum Line {
     Block { block: usize, states: Vec<ContentHash> },
     /// A number that a search found.
     Found { what: String, value: f64 },
+    /// A device computed something of a tensor, or failed at it; stands before the line that says what was found.
+    Computed { tensor: String, step: Step, note: Note },
 }
 
 /// The file of the scales of a block's folds, and of all blocks before.
@@ -93,6 +131,8 @@ pub struct Solutions {
     pub clock: Clock,
     /// Numbers that searches found.
     pub found: BTreeMap<String, f64>,
+    /// What devices took part in.
+    computed: BTreeMap<(String, Step), Note>,
 }
 
 impl Solutions {
@@ -118,6 +158,7 @@ impl Solutions {
             clock: Clock::default(),
             damaged: false,
             found: BTreeMap::new(),
+            computed: BTreeMap::new(),
         };
         let mut kept = vec![serde_json::to_string(head).unwrap_or_default()];
         if same {
@@ -151,7 +192,7 @@ impl Solutions {
         match line {
             Line::Matrix { name, expert, hash, .. } => same(&self.path(name, expert.unwrap_or(0)), hash),
             Line::Transforms { block, hash } => same(&self.folder.join(transforms_file(*block)), hash),
-            Line::Block { .. } | Line::Found { .. } | Line::Input { .. } => true,
+            Line::Block { .. } | Line::Found { .. } | Line::Input { .. } | Line::Computed { .. } => true,
         }
     }
 
@@ -170,6 +211,9 @@ impl Solutions {
             Line::Found { what, value } => {
                 self.found.insert(what, value);
             }
+            Line::Computed { tensor, step, note } => {
+                self.computed.insert((tensor, step), note);
+            }
         }
     }
 
@@ -185,6 +229,25 @@ impl Solutions {
         }
         self.take(line);
         Ok(())
+    }
+
+    /// Remembers what a device did for a tensor; nothing where there is nothing to tell.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
+    pub fn note(&mut self, tensor: &str, step: Step, note: &Note) -> Result<(), SolveFailure> {
+        if *note == Note::default() {
+            return Ok(());
+        }
+        self.append(Line::Computed { tensor: tensor.to_owned(), step, note: note.clone() })
+    }
+
+    /// What devices did for a tensor, all steps together.
+    #[must_use]
+    pub fn computed(&self, tensor: &str) -> Note {
+        let steps = [Step::Moments, Step::Codes, Step::Scales, Step::States].into_iter();
+        let notes = steps.filter_map(|step| self.computed.get(&(tensor.to_owned(), step)));
+        notes.fold(Note::default(), Note::and)
     }
 
     /// Where files lie.
@@ -409,6 +472,7 @@ fn intern(kind: &str) -> &'static str {
         "starved-expert",
         "few-tokens",
         "no-statistics",
+        crate::compute::DEVICE_FAILED,
     ];
     KNOWN.iter().find(|known| **known == kind).copied().unwrap_or("other")
 }

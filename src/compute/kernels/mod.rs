@@ -10,6 +10,8 @@
 
 mod activate;
 mod attention;
+mod channels;
+mod difference;
 mod gptq_sweep;
 mod hadamard;
 mod matrix;
@@ -31,6 +33,8 @@ mod tests;
 
 pub use activate::{Gate, add_branch};
 pub use attention::{QueryKeyValue, Scores, attend, attend_by_scores};
+pub use channels::ChannelFigures;
+pub use difference::difference;
 pub use gptq_sweep::{Levels, Swept, sweep};
 pub use hadamard::hadamard;
 pub use matrix::{DeviceMatrix, Number, View};
