@@ -528,3 +528,39 @@ impl MatrixEncoder for SolvedEncoder {
         Ok(stripe)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_device_found_is_not_taken_over_by_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let head = |device: Option<&str>| Head {
+            schema: "bantam.solve/1".into(),
+            plan: "plan".into(),
+            source: "source".into(),
+            tokens: "tokens".into(),
+            device: device.map(str::to_owned),
+        };
+        let note = |device: &str, failures| Note { device: Some(device.to_owned()), failures };
+        let mut solutions = Solutions::open(folder.path(), &head(Some("card"))).unwrap();
+        solutions.note("a", Step::Moments, &note("card", 1)).unwrap();
+        solutions.note("a", Step::Moments, &note("card", 2)).unwrap();
+        solutions.note("a", Step::Codes, &note("card", 3)).unwrap();
+        solutions.note("b", Step::Codes, &Note::default()).unwrap();
+        solutions.append(Line::Found { what: "strength".into(), value: 0.5 }).unwrap();
+        // A step that was done again counts once.
+        let reopened = Solutions::open(folder.path(), &head(Some("card"))).unwrap();
+        assert_eq!((reopened.computed("a"), reopened.computed("b")), (note("card", 5), Note::default()));
+        assert_eq!(reopened.found.len(), 1);
+        for other in [None, Some("another card")] {
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::copy(folder.path().join("journal"), copy.path().join("journal")).unwrap();
+            let found = Solutions::open(copy.path(), &head(other)).unwrap();
+            assert_eq!((found.computed("a"), found.found.len()), (Note::default(), 0), "{other:?}");
+        }
+        // The processor alone writes what it always wrote.
+        assert!(!serde_json::to_string(&head(None)).unwrap().contains("device"));
+    }
+}
