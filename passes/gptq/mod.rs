@@ -18,6 +18,7 @@ mod factor;
 pub(in crate::passes) mod lanes;
 mod local;
 pub(in crate::passes) mod loss;
+mod on_device;
 mod options;
 mod refine;
 mod search;
@@ -31,6 +32,10 @@ mod tests;
 mod triangular;
 
 pub use factor::Factor;
+pub(in crate::passes) use lanes::add_outer;
+pub(in crate::passes) use loss::undamped;
+pub use on_device::solve_on;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
 pub use solve::{solve, solve_towards};
+pub(in crate::passes) use target::{Correction, corrected};

@@ -15,10 +15,12 @@ mod options;
 mod refine;
 mod refit;
 mod scales;
+mod settings;
 mod solve;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
 pub use options::{Linear, Solution, SolveOptions};
+pub use settings::{INFO, KEYS, Settings};
 pub use solve::{encode, solve};

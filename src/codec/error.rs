@@ -103,6 +103,12 @@ pub enum CodecError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A format of vectors that cannot be, or not for this matrix.
+    #[error("not a format of vectors: {problem}")]
+    Vector {
+        /// What does not go together, with the numbers.
+        problem: String,
+    },
     /// Stored bytes of a coded matrix that cannot be what they claim.
     #[error("stored {what} are malformed: {problem}")]
     Stored {

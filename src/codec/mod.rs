@@ -11,19 +11,27 @@ pub mod integer;
 pub mod mx;
 pub mod pyramid;
 pub mod range;
+pub mod vector;
 
 mod coded;
+mod coding;
 mod dequantize;
 mod error;
 mod format;
 mod groups;
 mod name;
+mod rotations;
 mod scale;
 mod source;
+mod whole;
 
 pub use coded::{CodedRows, MatrixParameters, Outliers};
+pub use coding::{CodedMatrix, Coding};
 pub use error::CodecError;
 pub use format::{Codec, Element, Granularity, OutlierCount, ScaleFormat, ZeroPoint};
 pub use pyramid::Pyramid;
+pub use rotations::Rotations;
 pub use scale::RoundedScale;
 pub use source::{DenseRows, Release, RowSource};
+pub use vector::{OutlierColumns, VectorFormat, VectorParts};
+pub use whole::{StoredMatrix, StoredTensor, Whole};

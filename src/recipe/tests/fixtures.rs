@@ -45,6 +45,8 @@ fn every_fixture_asks_its_layout_for_something_it_can_hold() {
                 columns,
                 dense_dtype: Dtype::BF16,
                 scale: target.scale_format(Dtype::BF16),
+                experts: 1,
+                seed: 0,
                 minimum_zero_point: 0,
                 float_zero_allowed: recipe.artifact.layout == LayoutName::Bantam,
             };
@@ -57,6 +59,8 @@ fn every_fixture_asks_its_layout_for_something_it_can_hold() {
                 transposed: false,
                 dense_dtype: Dtype::BF16,
                 codec: choice.codec,
+                rotations: None,
+                bias: false,
                 activations: choice.activations,
             };
             assert_eq!(target.accepts(&spec), Ok(()), "{}", path.display());
