@@ -68,8 +68,8 @@ impl<'a> Searcher<'a> {
             let winners = &mut scratch.winners;
             nearest(length, x, &self.main, winners);
             let squares = squares(x);
-            for lane in 0..LANES {
-                found.distance[lane] = (squares[lane] - 2.0 * winners.score[lane]).max(0.0);
+            for (lane, square) in squares.into_iter().enumerate() {
+                found.distance[lane] = (square - 2.0 * winners.score[lane]).max(0.0);
             }
             found.first = winners.index;
             found.second = [0; LANES];
@@ -92,8 +92,8 @@ impl<'a> Searcher<'a> {
             }
             nearest(length, &scratch.rest, &self.residual, &mut scratch.winners);
             let squares = squares(&scratch.rest);
-            for lane in 0..LANES {
-                let distance = (squares[lane] - 2.0 * scratch.winners.score[lane]).max(0.0);
+            for (lane, square) in squares.into_iter().enumerate() {
+                let distance = (square - 2.0 * scratch.winners.score[lane]).max(0.0);
                 // A lane that lacks a candidate has none that is nearer.
                 if distance < found.distance[lane] && candidate.score[lane] > f32::NEG_INFINITY {
                     found.distance[lane] = distance;

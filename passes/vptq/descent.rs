@@ -1,7 +1,7 @@
 //! Codes chosen anew, one column after the other while all others stay, under the whole damped H.
 //!
-//! With g the column's gradient (v − t) H, a change δ of a vector changes the loss by 2 g·δ + H_jj |δ|²: best is the code
-//! nearest to v − g / H_jj.
+//! With g the column's gradient (v − t) H, a change δ of a vector changes the loss by 2 g·δ + `H_jj` |δ|²: best is the code
+//! nearest to v − g / `H_jj`.
 
 use std::ops::Range;
 

@@ -124,6 +124,7 @@ fn multiply_add(a: &[f32; LANES], b: f32, c: &[f32; LANES]) -> [f32; LANES] {
 impl Winners {
     /// Keeps the better of two in each lane, and hands out the other.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "several arrays, one lane")]
     fn insert(&mut self, challenger: &mut Self) {
         // One loop for each array: the compiler turns these into vector instructions, but not one loop for all.
         let (held, new) = (self.clone(), challenger.clone());
@@ -150,6 +151,7 @@ impl Winners {
     }
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "several arrays, one lane")]
     fn challenge(&mut self, score: &[f32; LANES], index: u32) {
         for lane in 0..LANES {
             let better = score[lane] > self.score[lane];

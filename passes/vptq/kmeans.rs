@@ -111,7 +111,9 @@ pub fn seed(points: &Stored, count: usize, random: &mut Random) -> Vec<f32> {
     let mut batch = draw(&all_weights, 1, random);
     while !batch.is_empty() {
         let first = centroids.len();
-        batch.iter().for_each(|point| push(&mut centroids, *point));
+        for point in &batch {
+            push(&mut centroids, *point);
+        }
         let missing = count - centroids.len() / length;
         if missing == 0 {
             return centroids;

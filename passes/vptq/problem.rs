@@ -105,8 +105,9 @@ impl<'a> Problem<'a> {
             let mut rounded = [mean as f32];
             round_to(self.format.storage, &mut rounded);
             column.bias = rounded[0];
-            // Codes of a constant column say nothing, whatever its scale.
-            column.scale = if deviation > 0.0 { self.format.storage.round(deviation).value } else { 1.0 };
+            // What rounding the bias leaves must be in reach of the codes of a column that is all but constant.
+            let spread = deviation.max((mean as f32 - column.bias).abs());
+            column.scale = if spread > 0.0 { self.format.storage.round(spread).value } else { 1.0 };
         }
     }
 

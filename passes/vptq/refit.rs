@@ -52,7 +52,9 @@ impl Refit<'_> {
         let mut direction = books.to_vec();
         let mut solution = flatten(books);
         let (mut residual, diagonal, loss) = self.product(books, Of::Point);
-        residual.iter_mut().for_each(|value| *value = -*value);
+        for value in &mut residual {
+            *value = -*value;
+        }
         // What no vector is stored as has no say, and stays.
         let precondition = |residual: &[f64]| -> Vec<f64> {
             residual.iter().zip(&diagonal).map(|(r, d)| if *d > 0.0 { r / d } else { 0.0 }).collect()

@@ -339,33 +339,30 @@ impl Job<'_> {
     /// Refits centroids and chooses codes anew, in turn, until little changes. Returns how many rounds there were.
     fn refine(&mut self) -> usize {
         for round in 0..self.options.refine_rounds {
-            let before = self.refit();
-            let gained = self.descend();
-            let loss = self.loss();
-            if gained <= 0.0 && loss >= before || before - loss <= WORTH * before {
+            let (before, refitted) = self.refit();
+            let loss = refitted - self.descend();
+            if before - loss <= WORTH * before {
                 return round + 1;
             }
         }
         self.options.refine_rounds
     }
 
-    fn loss(&self) -> f64 {
-        Refit { problem: self.problem, factor: self.factor, codes: &self.codes }.loss(&self.books)
-    }
-
     /// Refits the centroids, unless rounding them to their storage type would take away more than is won. Returns the loss
-    /// before.
-    fn refit(&mut self) -> f64 {
+    /// before and after.
+    fn refit(&mut self) -> (f64, f64) {
         let refit = Refit { problem: self.problem, factor: self.factor, codes: &self.codes };
         let (mut books, before) = refit.run(&self.books, self.options.refit_steps);
         for book in &mut books {
             round_to(self.linear.format.storage, &mut book.main);
             round_to(self.linear.format.storage, &mut book.residual);
         }
-        if refit.loss(&books) < before {
-            self.books = books;
+        let after = refit.loss(&books);
+        if after >= before {
+            return (before, before);
         }
-        before
+        self.books = books;
+        (before, after)
     }
 
     /// Chooses codes anew; returns by how much the loss falls.

@@ -187,7 +187,7 @@ impl VectorFormat {
         // Everything is smaller than this product, or than a codebook.
         let large = || CodecError::TooLarge { rows, columns };
         let padded = rows.checked_add(LONGEST_VECTOR).and_then(|rows| rows.checked_mul(columns)).ok_or_else(large)?;
-        padded.checked_mul(32).filter(|bytes| *bytes <= isize::MAX as usize).ok_or_else(large)?;
+        padded.checked_mul(32).filter(|bytes| isize::try_from(*bytes).is_ok()).ok_or_else(large)?;
         let codebooks = self.groups.checked_mul(LARGEST_CODEBOOK * LONGEST_VECTOR * 8).ok_or_else(large)?;
         if codebooks > isize::MAX as usize { Err(large()) } else { Ok(()) }
     }

@@ -48,7 +48,7 @@ fn parts(format: &VectorFormat, rows: usize, columns: usize, seed: u64) -> Vecto
     let per_column = if format.norm { columns } else { 0 };
     let outliers = format.outliers.unwrap_or(OutlierColumns { columns: 0, vector_length: 2, centroids: 0 });
     // Multiplying by what has no factor in common with the number of columns permutes them.
-    let step = [7, 5, 3, 1].into_iter().find(|step| columns % step != 0).unwrap_or(1);
+    let step = [7, 5, 3, 1].into_iter().find(|step| !columns.is_multiple_of(*step)).unwrap_or(1);
     VectorParts {
         centroids: numbers.floats(format.storage, format.groups * format.centroids * length),
         residual_centroids: numbers.floats(format.storage, format.groups * format.residual_centroids * length),
@@ -268,12 +268,9 @@ proptest! {
             let residual = parts.residual_indices.get(index).copied().unwrap_or(0);
             prop_assert_eq!(code, u64::from(*main) | u64::from(residual) << format.index_bits());
         }
-        let rounded: [(ScaleFormat, fn(f32) -> f32); 3] = [
-            (ScaleFormat::F32, |value| value),
-            (ScaleFormat::F16, |value| f16::from_f32(value).to_f32()),
-            (ScaleFormat::BF16, |value| bf16::from_f32(value).to_f32()),
-        ];
-        for (arithmetic, round) in rounded {
+        let rounded: [fn(f32) -> f32; 3] =
+            [|value| value, |value| f16::from_f32(value).to_f32(), |value| bf16::from_f32(value).to_f32()];
+        for (arithmetic, round) in [ScaleFormat::F32, ScaleFormat::F16, ScaleFormat::BF16].into_iter().zip(rounded) {
             let decoded = format.decode(rows, columns, &slices(&tensors), arithmetic).unwrap();
             prop_assert_eq!(decoded, dequantize(&format, rows, columns, &parts, round));
         }
@@ -330,7 +327,7 @@ fn hostile_bytes_are_typed_errors() {
     assert_eq!(unpack(&good[1..]), error);
 }
 
-/// A k_proj, a down_proj and others that an independent encoder wrote and the public package read: equal to the last bit.
+/// Matrices of a block that an independent encoder wrote and the public package read: equal to the last bit.
 #[test]
 fn another_encoders_artifact_decodes_exactly() {
     let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/interop/golden"));
