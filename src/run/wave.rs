@@ -182,7 +182,7 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
                 _ => (rows, None),
             };
             if encode.matrix.is_whole() {
-                let solved = solved_matrices(context, unit, encode)?;
+                let solved = solved_matrices(context, unit, encode);
                 let work = Work::Whole { rows, unclipped, solved };
                 return Ok(UnitState::new(unit, work));
             }
@@ -211,13 +211,13 @@ impl<'a> UnitState<'a> {
 }
 
 /// What calibration found of a matrix that is encoded as a whole; empty where nothing had to be known.
-fn solved_matrices(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Result<Vec<(CodedMatrix, Deviations)>> {
-    let Some(found) = context.found.filter(|_| encode.settings.is_solved()) else { return Ok(Vec::new()) };
+fn solved_matrices(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Vec<(CodedMatrix, Deviations)> {
+    let Some(found) = context.found.filter(|_| encode.settings.is_solved()) else { return Vec::new() };
     let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
     let experts = encode.matrix.experts.unwrap_or(1);
     let codes = |expert| found.solutions.matrix(&unit.name, expert, &encode.choice.codec, rows, columns);
     // Matrices outside of the blocks are not calibrated; the plan has named them.
-    Ok((0..experts).map(codes).collect::<Option<Vec<_>>>().unwrap_or_default())
+    (0..experts).map(codes).collect::<Option<Vec<_>>>().unwrap_or_default()
 }
 
 /// A dense tensor as calibration scaled it, in its stored order.

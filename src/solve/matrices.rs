@@ -101,7 +101,7 @@ type Way = (u64, gptq::Order, Option<Rotations>);
 /// The factors of one input, one for each way of factoring that its linears ask for; and what is solved with them where.
 #[derive(Default)]
 pub struct Factors<'d> {
-    factors: Vec<(Way, Factor)>,
+    known: Vec<(Way, Factor)>,
     rotated: Vec<(Rotations, Moments)>,
     device: Option<&'d SharedDevice>,
 }
@@ -129,15 +129,15 @@ impl<'d> Factors<'d> {
         let key = (factoring.damping.to_bits(), factoring.order, rotations);
         let found = rotations.and_then(|rotations| self.rotated.iter().find(|(known, _)| *known == rotations));
         let moments = found.map_or(moments, |(_, moments)| moments);
-        if !self.factors.iter().any(|(known, _)| *known == key) {
+        if !self.known.iter().any(|(known, _)| *known == key) {
             let options =
                 SolveOptions { damping: factoring.damping, order: factoring.order, ..SolveOptions::default() };
             let factor = Factor::new(&view(moments), &options)
                 .map_err(|source| SolveFailure::Matrix { tensor: tensor.to_owned(), source })?;
-            self.factors.push((key, factor));
+            self.known.push((key, factor));
         }
-        let at = self.factors.iter().position(|(known, _)| *known == key).unwrap_or_default();
-        Ok((&self.factors[at].1, moments))
+        let at = self.known.iter().position(|(known, _)| *known == key).unwrap_or_default();
+        Ok((&self.known[at].1, moments))
     }
 }
 
