@@ -179,7 +179,7 @@ impl<'b> DeviceBlock<'b> {
     pub fn download(&self, device: &Device, stage: usize, state: &DeviceState) -> Result<State, Trouble> {
         let here = state.download(device)?;
         let kinds = self.block.spec.stages[..=stage].iter().rev().map(|stage| stage.kind);
-        let what =
+        let mut what =
             kinds.filter(|kind| matches!(kind, Kind::AttentionOutput | Kind::MlpOutput)).map(|kind| match kind {
                 Kind::AttentionOutput => "attention",
                 _ => "mlp",
