@@ -188,7 +188,7 @@ fn a_device_sweeps_to_the_same_codes_and_no_larger_a_loss() {
 }
 
 /// Share of the codes that may differ between the solver with a device and the one without: refinement follows roundings from
-/// group to group. Mesa's software adapter: at most 2.1e-3.
+/// group to group.
 const DIFFERENT_SOLUTIONS: f64 = 2e-2;
 /// How much their losses may differ, as a share.
 const SOLUTION_TOLERANCE: f64 = 5e-3;
@@ -204,7 +204,6 @@ fn the_solver_with_a_device_finds_what_it_finds_without() {
         super::tests::weights(count, &mut numbers).into_iter().map(|value| (f64::from(value) * scale) as f32).collect()
     };
     let (drift, residual) = (random(columns * columns, 30.0), random(rows * columns, 20.0));
-    let mut worst = 0.0_f64;
     let wide = codec(Element::Integer { bits: 4 }, Granularity::Group(20), ScaleFormat::F16, ZeroPoint::Integer);
     for (index, codec) in super::tests::formats().into_iter().chain([wide]).enumerate() {
         let grid = Grid::new(&codec, Dtype::BF16, 0);
@@ -222,7 +221,6 @@ fn the_solver_with_a_device_finds_what_it_finds_without() {
         assert!(there == solve(), "{codec:?}: other codes the second time");
         let different = here.coded.codes.iter().zip(&there.coded.codes).filter(|(a, b)| a != b).count();
         let share = different as f64 / here.coded.codes.len() as f64;
-        worst = worst.max(share);
         assert!(share <= DIFFERENT_SOLUTIONS, "{codec:?}: {share:e} of the codes differ");
         for (what, a, b) in [
             ("nearest", here.report.loss_nearest, there.report.loss_nearest),
@@ -235,7 +233,6 @@ fn the_solver_with_a_device_finds_what_it_finds_without() {
         assert_eq!(here.report.loss_sweep.is_some(), there.report.loss_sweep.is_some());
         assert_eq!(here.report.deviations, there.report.deviations);
     }
-    println!("at most {worst:e} of the codes differ");
 }
 
 #[test]

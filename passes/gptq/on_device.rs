@@ -255,9 +255,8 @@ impl<'a> Tools<'a> {
         let row_bytes = 4 * width as u64;
         for block in sweep.blocks(columns) {
             if block.start > 0 {
-                let begins = chunks.iter().zip(&running);
-                let begins =
-                    begins.into_iter().any(|(chunk, running)| Sweep::begins_group(chunk, running, block.clone()));
+                let mut pairs = chunks.iter().zip(&running);
+                let begins = pairs.any(|(chunk, running)| Sweep::begins_group(chunk, running, block.clone()));
                 let end = if begins { columns } else { block.end };
                 let bytes = (end - block.start) as u64 * row_bytes;
                 let now = device.read_later(&work.buffer, block.start as u64 * row_bytes, bytes)?.wait()?;
@@ -362,8 +361,8 @@ impl<'a> Tools<'a> {
                 });
                 update(&works, panel)?;
             }
-            for (index, work) in works.iter().enumerate().filter(|(index, _)| going[*index]).collect::<Vec<_>>() {
-                going[index] = work.is_worth_another(before[index]);
+            for (index, work) in works.iter().enumerate() {
+                going[index] = going[index] && work.is_worth_another(before[index]);
                 rounds[index] += usize::from(going[index]);
             }
         }

@@ -70,8 +70,8 @@ impl Sweep {
 
     /// Whether a group is first touched in this block, whose scales are then searched in columns behind the block.
     pub fn begins_group(chunk: &Chunk, running: &Running, block: Range<usize>) -> bool {
-        let groups = block.map(|place| chunk.factor.permutation[place] / chunk.width());
-        groups.into_iter().any(|group| running.scales[group].is_none() && chunk.groups[group].is_empty())
+        let mut groups = block.map(|place| chunk.factor.permutation[place] / chunk.width());
+        groups.any(|group| running.scales[group].is_none() && chunk.groups[group].is_empty())
     }
 
     /// Sweeps over one block; its errors are still to reach the rest.

@@ -107,7 +107,7 @@ pub(super) struct Streams<'a> {
 
 /// Sums that are gathered there, or here where they do not fit there.
 enum Sums {
-    There(DeviceMoments),
+    There(Box<DeviceMoments>),
     Here,
     Nowhere,
 }
@@ -132,7 +132,8 @@ pub(super) fn pass(
             let mut dense = streams.dense.map(place).transpose()?;
             let mut sums = match moments.as_deref_mut() {
                 None => Sums::Nowhere,
-                Some(moments) => DeviceMoments::new(device, moments, streams.scales)?.map_or(Sums::Here, Sums::There),
+                Some(moments) => DeviceMoments::new(device, moments, streams.scales)?
+                    .map_or(Sums::Here, |sums| Sums::There(Box::new(sums))),
             };
             for batch in 0..batches {
                 let needed = !matches!(sums, Sums::Nowhere);
@@ -342,9 +343,10 @@ impl Worker<'_> {
         let Some(shared) = self.job.device else { return Ok(Progress::default()) };
         let linears = &block.main.spec.stages[stage].linears;
         let pending_dense = pending.map(|pending| (pending.stage, &pending.dense[..]));
-        let pending_main = match self.job.solve.compressed {
-            true => pending.map(|pending| (pending.stage, &pending.compressed[..])),
-            false => pending_dense,
+        let pending_main = if self.job.solve.compressed {
+            pending.map(|pending| (pending.stage, &pending.compressed[..]))
+        } else {
+            pending_dense
         };
         let streams = Streams {
             main: (&self.main, block.main, pending_main),

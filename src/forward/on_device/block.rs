@@ -144,10 +144,10 @@ impl<'b> DeviceBlock<'b> {
     ) -> Result<(), Trouble> {
         let kind = self.block.spec.stages[stage].kind;
         let y =
-            if linears.is_empty() { None } else { Some(linears.apply(device, &*self.input(device, stage, state)?)?) };
+            if linears.is_empty() { None } else { Some(linears.apply(device, &self.input(device, stage, state)?)?) };
         match (kind, y) {
             (Kind::Attention, Some(y)) => {
-                let mixed = self.attend(device, y, state.length)?;
+                let mixed = self.attend(device, &y, state.length)?;
                 state.carried = vec![mixed];
             }
             (Kind::Mlp, Some(y)) => {
@@ -193,7 +193,7 @@ impl<'b> DeviceBlock<'b> {
         }
     }
 
-    fn attend(&mut self, device: &Device, y: DeviceMatrix, length: usize) -> Result<DeviceMatrix, ComputeError> {
+    fn attend(&mut self, device: &Device, y: &DeviceMatrix, length: usize) -> Result<DeviceMatrix, ComputeError> {
         let attention = &self.block.spec.attention;
         let (tokens, query) = (y.rows, attention.heads * attention.key_width);
         let key = attention.key_value_heads * attention.key_width;
@@ -226,9 +226,10 @@ impl<'b> DeviceBlock<'b> {
 
     fn activate(&self, device: &Device, y: &DeviceMatrix) -> Result<DeviceMatrix, ComputeError> {
         let activation = self.block.spec.activation;
-        let (gate, width) = match self.block.spec.gated {
-            true => (Gate::Halves(activation), y.columns / 2),
-            false => (Gate::Plain(activation), y.columns),
+        let (gate, width) = if self.block.spec.gated {
+            (Gate::Halves(activation), y.columns / 2)
+        } else {
+            (Gate::Plain(activation), y.columns)
         };
         let out = DeviceMatrix::zeros(device, "activated", y.rows, width)?;
         let mut batch = device.batch();

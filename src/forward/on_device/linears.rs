@@ -81,9 +81,10 @@ impl<'l> DeviceLinears<'l> {
     pub fn apply(&self, device: &Device, x: &DeviceMatrix) -> Result<DeviceMatrix, ComputeError> {
         let total = self.linears.iter().map(|placed| placed.linear.weight.rows).sum();
         let out = DeviceMatrix::zeros(device, "outputs", x.rows, total)?;
-        let ones = match self.linears.iter().any(|placed| placed.bias.is_some()) {
-            true => Some(DeviceMatrix::upload(device, "ones", 1, &vec![1.0; x.rows])?),
-            false => None,
+        let ones = if self.linears.iter().any(|placed| placed.bias.is_some()) {
+            Some(DeviceMatrix::upload(device, "ones", 1, &vec![1.0; x.rows])?)
+        } else {
+            None
         };
         let mut rounded: Option<(InputFormat, DeviceMatrix)> = None;
         let mut first = 0;
