@@ -144,7 +144,7 @@ impl<'b> DeviceBlock<'b> {
     ) -> Result<(), Trouble> {
         let kind = self.block.spec.stages[stage].kind;
         let y =
-            if linears.is_empty() { None } else { Some(linears.apply(device, &self.input(device, stage, state)?)?) };
+            if linears.is_empty() { None } else { Some(linears.apply(device, &*self.input(device, stage, state)?)?) };
         match (kind, y) {
             (Kind::Attention, Some(y)) => {
                 let mixed = self.attend(device, &y, state.length)?;
