@@ -143,8 +143,12 @@ impl<'b> DeviceBlock<'b> {
         linears: &DeviceLinears<'_>,
     ) -> Result<(), Trouble> {
         let kind = self.block.spec.stages[stage].kind;
-        let y =
-            if linears.is_empty() { None } else { Some(linears.apply(device, &*self.input(device, stage, state)?)?) };
+        let y = if linears.is_empty() {
+            None
+        } else {
+            let x = self.input(device, stage, state)?;
+            Some(linears.apply(device, &x)?)
+        };
         match (kind, y) {
             (Kind::Attention, Some(y)) => {
                 let mixed = self.attend(device, &y, state.length)?;
