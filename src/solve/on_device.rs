@@ -97,10 +97,13 @@ impl<'a> There<'a> {
     }
 }
 
+/// A stream, the block as it has it, and the stage that is still to be applied with its linears.
+type Side<'a> = (&'a Stream, &'a Block<'a>, Option<(usize, &'a [Linear])>);
+
 /// What a pass does with each of the streams.
 pub(super) struct Streams<'a> {
-    pub(super) main: (&'a Stream, &'a Block<'a>, Option<(usize, &'a [Linear])>),
-    pub(super) dense: Option<(&'a Stream, &'a Block<'a>, Option<(usize, &'a [Linear])>)>,
+    pub(super) main: Side<'a>,
+    pub(super) dense: Option<Side<'a>>,
     /// What folds divide the original model's input by.
     pub(super) scales: Option<&'a [f64]>,
 }
