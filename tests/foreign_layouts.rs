@@ -473,7 +473,7 @@ fn our_own_layout_checks_what_it_is_told() {
         assert!(refusal(&read, "a").contains("`a.outlier_row_starts`"), "{starts:?} {columns:?}");
     }
     for (shape, version, expected) in [
-        (json!([2, 5]), 2, "version` is 2; this bantam reads version 1"),
+        (json!([2, 5]), 3, "version` is 3; this bantam reads versions 1 and 2"),
         (json!([2, 6]), 1, "`a.codes` has shape [2, 2]; expected [2, 3]"),
         (json!([5]), 1, "groups.0.tensors.a` is [5]; expected two or three lengths"),
         (json!([2, 0]), 1, "expected lengths above 0"),

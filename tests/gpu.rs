@@ -67,7 +67,9 @@ impl Bench {
     fn recipe(&self, name: &str, passes: &str, more: &str) -> PathBuf {
         let path = self.path(&format!("{name}.toml"));
         let calibration = format!("[calibration]\ntext = [\"text.txt\"]\nsequences = 24\nsequence_length = 64\n{more}");
-        let text = format!("schema = 1\n{calibration}\n{passes}\n[artifact]\nlayout = \"compressed-tensors\"\n");
+        let own = ["rotate", "pvq", "vptq"].iter().any(|pass| passes.contains(&format!("\"{pass}\"")));
+        let layout = if own { "bantam" } else { "compressed-tensors" };
+        let text = format!("schema = 1\n{calibration}\n{passes}\n[artifact]\nlayout = \"{layout}\"\n");
         std::fs::write(&path, text).unwrap();
         path
     }
@@ -154,6 +156,13 @@ fn smoothquant_is_as_good_and_the_same_every_time() {
 }
 
 #[test]
+fn rotated_matrices_and_pyramids_are_as_good_and_the_same_every_time() {
+    let Some(bench) = Bench::new() else { return };
+    bench.check("rotated", &format!("[[pass]]\nuse = \"rotate\"\n{GPTQ}"), LINEARS);
+    bench.check("pvq", "[[pass]]\nuse = \"pvq\"\nbits = 3.25\n", LINEARS);
+}
+
+#[test]
 fn smoothquant_plus_is_as_good_and_the_same_every_time() {
     let Some(bench) = Bench::new() else { return };
     bench.check("smoothquant-plus", &format!("[[pass]]\nuse = \"smoothquant_plus\"\nstep = 0.25\n{INT4}"), LINEARS);
@@ -213,9 +222,14 @@ fn saved_statistics_are_those_of_one_device() {
     let passes = format!("[[pass]]\nuse = \"awq\"\n{INT4}");
     let gathering = bench.recipe("gathering", &passes, "");
     let mut calibrate = bench.command("calibrate", "gpu");
-    calibrate.arg(&gathering).arg("--model").arg(fixture("tiny-llama")).arg("--out").arg(bench.path("statistics"));
+    calibrate
+        .arg(&gathering)
+        .arg("--model")
+        .arg(fixture("tiny-llama"))
+        .arg("--out")
+        .arg(bench.path("statistics.safetensors"));
     expect_exit(&mut calibrate, 0);
-    let taking = bench.recipe("taking", &passes, "statistics = \"statistics\"\n");
+    let taking = bench.recipe("taking", &passes, "statistics = \"statistics.safetensors\"\n");
     let refused = expect_exit(&mut bench.run(&taking, "cpu", "refused"), 2);
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(message.contains("another device") && message.contains("the processor"), "{message}");
