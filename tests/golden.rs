@@ -140,11 +140,9 @@ fn two_of_four_bitmask_puts_each_kept_weight_in_its_place() {
 #[test]
 fn methods_that_are_not_read_are_refused_by_name() {
     let Some(golden) = golden() else { return };
-    for (name, method) in [("aqlm-2x8", "aqlm")] {
-        let error = LogicalCheckpoint::open(Checkpoint::open(&golden.join(name)).unwrap()).unwrap_err();
-        assert!(error.to_string().contains(&format!("`{method}`")), "{error}");
-        assert!(error.hint().is_some());
-    }
+    let error = LogicalCheckpoint::open(Checkpoint::open(&golden.join("aqlm-2x8")).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("`aqlm`"), "{error}");
+    assert!(error.hint().is_some());
 }
 
 /// The reference computed in F32, a BF16 module rounds each of three operations, the last of which may cancel.

@@ -41,7 +41,6 @@ const DEFAULT_BITS: f64 = 4.25;
 
 /// Settings of one matrix.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "switches of a recipe, each on its own")]
 pub struct Settings {
     /// Bits per weight that are not exceeded, everything counted; none where the pulses are given.
     pub bits: Option<f64>,
