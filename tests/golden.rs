@@ -164,7 +164,8 @@ fn vectors_of_centroids() {
         for stripe in [128, 37] {
             let decoded = weights(&artifact, &weight, stripe);
             let worst = decoded.iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(worst <= BF16_ROUNDING * largest, "{weight}: {worst:e} of {largest:e}");
+            // Scale and bias may be twice as large as what comes of them; each rounding costs half of `BF16_ROUNDING`.
+            assert!(worst <= 3.0 * BF16_ROUNDING * largest, "{weight}: {worst:e} of {largest:e}");
         }
     }
 }
