@@ -24,6 +24,8 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use kmeans::{Stored, lloyd};
 pub use choose::{KERNEL_INDEX_BITS, choose};
 pub use options::{Linear, Solution, SolveOptions};
 pub use settings::{INFO, KEYS, Settings};
