@@ -24,9 +24,9 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+pub use choose::{KERNEL_INDEX_BITS, choose};
 #[cfg(test)]
 pub(crate) use kmeans::{Stored, lloyd};
-pub use choose::{KERNEL_INDEX_BITS, choose};
 pub use options::{Linear, Solution, SolveOptions};
 pub use settings::{INFO, KEYS, Settings};
 pub use solve::{solve, solve_nearest, solve_stacked, solve_towards};

@@ -58,7 +58,8 @@ fn nearest_centroids_are_the_processors() {
     let (mut total, mut others) = (0, 0);
     for device in devices() {
         let limit = device.limits().binding_bytes as usize;
-        for ((rows, columns), (length, count)) in HOSTILE.into_iter().flat_map(|shape| CODEBOOKS.map(|it| (shape, it))) {
+        for ((rows, columns), (length, count)) in HOSTILE.into_iter().flat_map(|shape| CODEBOOKS.map(|it| (shape, it)))
+        {
             let x = random(rows, columns, 3);
             let mut centroids = random(count, length, 4).values;
             // Each centroid of the first half once more: the first of the two is the one.
@@ -129,8 +130,11 @@ fn sums_give_the_means_of_the_processors_iteration() {
                 assert_eq!(weight > 0.0, indices.contains(&(index as u32)));
                 if weight > 0.0 {
                     used += 1;
-                    let worst =
-                        sum.iter().zip(mean).map(|(sum, mean)| (sum / weight - f64::from(*mean)).abs()).fold(0.0, f64::max);
+                    let worst = sum
+                        .iter()
+                        .zip(mean)
+                        .map(|(sum, mean)| (sum / weight - f64::from(*mean)).abs())
+                        .fold(0.0, f64::max);
                     assert!(worst <= MEAN_TOLERANCE, "{rows} × {columns}, {length} of {count}, {index}: {worst:e}");
                 }
             }
