@@ -63,6 +63,25 @@ fn memory_stays_under_the_plan_and_does_not_grow_with_the_model() {
     }
 }
 
+/// A few large matrices: three of 4096 × 1024 weights, or the other way round, and four smaller ones.
+const WIDE: Shape = Shape { hidden: 1024, intermediate: 4096, blocks: 1, vocabulary: 512 };
+
+#[test]
+#[cfg(target_os = "linux")]
+fn matrices_that_are_encoded_as_a_whole_stay_under_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    write_model(&model, WIDE);
+    for recipe in ["bantam-pvq.toml", "vptq.toml", "bantam-vptq.toml", "bantam-rotated.toml"] {
+        let out = folder.path().join(recipe);
+        let smallest = smallest_budget(recipe, &model, &out);
+        let (peak, planned, _) = peak_and_plan(recipe, &model, &out, Some(smallest));
+        assert!(planned <= smallest);
+        assert!(peak <= planned, "{recipe}: peak {peak}, planned {planned}");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+}
+
 /// A small file system of its own; none where mounting is not allowed.
 struct SmallDisk(tempfile::TempDir);
 
@@ -114,7 +133,7 @@ fn a_full_disk_is_told_before_and_in_the_middle_and_nothing_is_lost() {
     // Room for the weights when the run begins, taken away by somebody else while it works.
     disk.resize(size * 3);
     let mut child = run("int4.toml", &model, &out)
-        .args(["--max-memory", &budget(&model, &out).to_string()])
+        .args(["--max-memory", &smallest_budget("int4.toml", &model, &out).to_string()])
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
@@ -131,9 +150,10 @@ fn a_full_disk_is_told_before_and_in_the_middle_and_nothing_is_lost() {
     assert_same(&reference, &out);
 }
 
-fn budget(model: &Path, out: &Path) -> u64 {
+/// The smallest budget that a run can be planned with.
+fn smallest_budget(recipe: &str, model: &Path, out: &Path) -> u64 {
     let mut plan = bantam();
-    plan.args(["plan", "--json", "--threads", "2"]).arg(fixture("recipes/int4.toml"));
+    plan.args(["plan", "--json", "--threads", "2"]).arg(fixture("recipes").join(recipe));
     json(&expect_exit(plan.arg("--model").arg(model).arg("--out").arg(out), 0))["smallest_memory_bytes"]
         .as_u64()
         .unwrap()

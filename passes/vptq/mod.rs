@@ -25,6 +25,8 @@ mod sweep;
 mod tests;
 
 pub use choose::{KERNEL_INDEX_BITS, choose};
+#[cfg(test)]
+pub(crate) use kmeans::{Stored, lloyd};
 pub use options::{Linear, Solution, SolveOptions};
 pub use settings::{INFO, KEYS, Settings};
 pub use solve::{solve, solve_nearest, solve_stacked, solve_towards};

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::{Action, Options, PlanError, Unit};
 use crate::{
+    codec::{Coding, Whole, pyramid::lanes::LANES},
     compute::{AdapterKind, ring_bytes},
     layout::{Layout, STRIPE_ALIGNMENT},
     run::STRIPES_IN_FLIGHT,
@@ -26,6 +27,9 @@ const WORKER_BYTES: u64 = 3 << 20;
 const TENSOR_BYTES: u64 = 2 << 10;
 /// F32 copies of a matrix that is encoded as a whole: the source, the rotated, the decoded one, and one in work.
 const WHOLE_BYTES_PER_WEIGHT: u64 = 16;
+/// What points of pyramids take beside that while they are found: the target, values and differences in F32, points in 16
+/// bits, in chunks of vectors of which the last one is filled up.
+const POINTS_BYTES_PER_WEIGHT: u64 = 14;
 /// A device's driver with compiled kernels. Measured 70 MB with Mesa's software adapter; rounded up.
 const DRIVER_BYTES: u64 = 128 << 20;
 /// Default working set of one wave and worker.
@@ -105,9 +109,14 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
     }
     // A stripe in codes: a byte per weight, scales and zeros as F32; the row in F32 (source, decoded, scratch).
     let mut scratch = step.min(rows) * (columns as u64 + per_row_output * 2) + columns as u64 * 16;
-    if unit.whole_matrix().is_some() {
+    if let Some(encode) = unit.whole_matrix() {
         // The matrix as it is, rotated, decoded, and what decoding keeps of a row of vectors.
-        scratch += step.min(rows) * columns as u64 * WHOLE_BYTES_PER_WEIGHT;
+        let rows = step.min(rows);
+        scratch += rows * columns as u64 * WHOLE_BYTES_PER_WEIGHT;
+        if let Coding::Whole(Whole::Pyramid(pyramid)) = &encode.matrix.codec {
+            let padded = rows.next_multiple_of((pyramid.dimension * LANES) as u64);
+            scratch += padded * columns as u64 * POINTS_BYTES_PER_WEIGHT;
+        }
     }
     Cost { fixed, per_row, rows, step, scratch }
 }

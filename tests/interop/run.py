@@ -2,11 +2,12 @@
 """Interop tests: every fixture recipe, run with the binary, must load in the runtime it is written for and give the
 weights and logits of our own `bantam decode`.
 
-usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON [--only GLOB] [--keep DIR]
+usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON --vptq PYTHON [--only GLOB] [--keep DIR]
 
-Three readers that know nothing of bantam's code: transformers with compressed-tensors, transformers with GPTQModel (GPTQ
-and AWQ), and for our own layout `docs/formats/bantam_decode.py`, written in NumPy from the format's page. `environment.sh`
-installs them. Tolerances and their reasons are in `schemes.py`. Needs the standard library only.
+Four readers that know nothing of bantam's code: transformers with compressed-tensors, transformers with GPTQModel (GPTQ
+and AWQ), transformers with the package `vptq`, and for our own layout `docs/formats/bantam_decode.py`, written in NumPy
+from the format's page. `environment.sh` and `environment-vptq.sh` install them. Tolerances and their reasons are in
+`schemes.py`. Needs the standard library only.
 """
 
 import argparse
@@ -92,6 +93,7 @@ def main() -> int:
     parser.add_argument("--bantam", required=True, help="the binary under test")
     parser.add_argument("--gptqmodel", required=True, help="Python that has gptqmodel")
     parser.add_argument("--compressed-tensors", required=True, help="Python that has compressed-tensors")
+    parser.add_argument("--vptq", required=True, help="Python that has vptq")
     parser.add_argument("--only", default="*", help="recipes whose name matches")
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the artifacts, kept afterwards")
     arguments = parser.parse_args()
@@ -101,8 +103,9 @@ def main() -> int:
     if not recipes:
         parser.error(f"no recipe matches {arguments.only}")
     pythons = {"compressed-tensors": arguments.compressed_tensors, "gptqmodel": arguments.gptqmodel,
-               "numpy": arguments.gptqmodel}
-    scripts = {"compressed-tensors": "read_with.py", "gptqmodel": "read_with.py", "numpy": "read_own.py"}
+               "vptq": arguments.vptq, "numpy": arguments.gptqmodel}
+    scripts = {"compressed-tensors": "read_with.py", "gptqmodel": "read_with.py", "vptq": "read_vptq.py",
+               "numpy": "read_own.py"}
 
     folder = arguments.keep or pathlib.Path(tempfile.mkdtemp(prefix="bantam-interop-"))
     try:

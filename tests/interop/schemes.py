@@ -24,6 +24,9 @@ EXACT = Tolerance(1e-6, 1e-5, "32-bit arithmetic on both sides")
 # a small code times a power of two, fit BF16; NVFP4's product with its scales does not: two roundings, 2⁻⁹ each.
 EXACT_IN_BF16 = Tolerance(1e-6, 1e-5, "values are exact in BF16")
 ROUNDED_TO_BF16 = Tolerance(2**-8, 5e-3, "the reader decompresses to BF16")
+# The package and bantam round each operation to the checkpoint's type, so weights are equal bit for bit; both models then
+# run in that type with the same products.
+EXACT_IN_OWN_TYPE = Tolerance(0.0, 1e-6, "the same roundings on both sides")
 # GPTQModel's kernels for the CPU compute in 16 bits inside.
 SIXTEEN_BIT_KERNEL = Tolerance(2**-10, 1e-3, "the reader's kernel computes in 16 bits")
 
@@ -38,6 +41,7 @@ BY_FORMAT = {
     "gptq": SIXTEEN_BIT_KERNEL,
     "gptq_v2": SIXTEEN_BIT_KERNEL,
     "awq": SIXTEEN_BIT_KERNEL,
+    "vptq": EXACT_IN_OWN_TYPE,
 }
 
 # Formats that compressed-tensors can only load in the checkpoint's own type; widened to 32 bits after loading.
@@ -63,4 +67,6 @@ def reader_of(format_name: str) -> str | None:
         return "numpy"
     if format_name in ("gptq", "gptq_v2", "awq"):
         return "gptqmodel"
+    if format_name == "vptq":
+        return "vptq"
     return "compressed-tensors" if format_name in BY_FORMAT else None

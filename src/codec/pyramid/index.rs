@@ -85,6 +85,11 @@ impl<W: Word> Order<W> {
         self.counts[self.dimension * (self.pulses + 1) + self.pulses]
     }
 
+    /// V(r, k), `[dimension + 1, pulses + 1]`, and 2 P(r, k), `[dimension, pulses + 1]`.
+    pub(crate) fn tables(&self) -> (&[W], &[W]) {
+        (&self.counts, &self.below)
+    }
+
     /// The index of a point: its coordinates' magnitudes must add up to the pulses.
     ///
     /// # Panics

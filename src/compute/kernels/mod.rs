@@ -10,6 +10,7 @@
 
 mod activate;
 mod attention;
+mod centroids;
 mod channels;
 mod difference;
 mod gptq_sweep;
@@ -18,11 +19,13 @@ mod matrix;
 mod multiply;
 mod normalize;
 mod pack;
+mod pyramid;
 mod quantize;
 mod rank_update;
 mod rotate;
 mod source;
 mod triangular_solve;
+mod vectors;
 
 #[cfg(test)]
 mod shaders;
@@ -33,6 +36,7 @@ mod tests;
 
 pub use activate::{Gate, add_branch};
 pub use attention::{QueryKeyValue, Scores, attend, attend_by_scores};
+pub use centroids::{CentroidSums, Nearest, centroid_sums};
 pub use channels::ChannelFigures;
 pub use difference::difference;
 pub use gptq_sweep::{Levels, Swept, sweep};
@@ -42,6 +46,7 @@ pub use multiply::{Causal, Heads, Product};
 pub(super) use multiply::{Checked, Tiles};
 pub use normalize::DeviceNorm;
 pub use pack::pack;
+pub use pyramid::{PyramidTables, pyramid_search};
 pub use quantize::{Coding, Scales, dequantize, quantize};
 pub use rank_update::SecondMoments;
 pub use rotate::Angles;

@@ -1,8 +1,10 @@
 //! Every kernel against the processor's version, on shapes that go wrong easily.
 
+mod centroids;
 mod codes;
 mod errors;
 mod extents;
+mod pyramid;
 
 use half::{bf16, f16};
 
