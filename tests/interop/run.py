@@ -2,7 +2,7 @@
 """Interop tests: every fixture recipe, run with the binary, must load in the runtime it is written for and give the
 weights and logits of our own `bantam decode`.
 
-usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON --vptq PYTHON [--only GLOB] [--keep DIR]
+usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON [--vptq PYTHON] [--only GLOB] [--keep DIR]
 
 Four readers that know nothing of bantam's code: transformers with compressed-tensors, transformers with GPTQModel (GPTQ
 and AWQ), transformers with the package `vptq`, and for our own layout `docs/formats/bantam_decode.py`, written in NumPy
@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--bantam", required=True, help="the binary under test")
     parser.add_argument("--gptqmodel", required=True, help="Python that has gptqmodel")
     parser.add_argument("--compressed-tensors", required=True, help="Python that has compressed-tensors")
-    parser.add_argument("--vptq", required=True, help="Python that has vptq")
+    parser.add_argument("--vptq", help="Python that has vptq; without it such artifacts are made and not read")
     parser.add_argument("--only", default="*", help="recipes whose name matches")
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the artifacts, kept afterwards")
     arguments = parser.parse_args()
@@ -120,6 +120,10 @@ def main() -> int:
             if failure:
                 job["reader"] = job["reader"] or "–"
                 results[job["name"]] = {"name": job["name"], "passed": False, "figures": {}, "message": failure}
+        unread = [job for job in jobs if job["reader"] == "vptq" and not arguments.vptq]
+        for job in unread:
+            print(f"SKIPPED: {job['name']} was not read: there is no Python with vptq", file=sys.stderr)
+        jobs = [job for job in jobs if job not in unread]
         for reader, python in pythons.items():
             own = folder / reader
             own.mkdir(parents=True, exist_ok=True)
