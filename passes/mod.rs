@@ -199,6 +199,8 @@ pub struct Choice {
     pub codec: Coding,
     /// How the matrix is rotated before it is encoded.
     pub rotations: Option<Rotations>,
+    /// The matrix whose codebooks it has.
+    pub codebook_of: Option<String>,
     /// The run-time treatment of activations.
     pub activations: Activations,
 }

@@ -234,6 +234,7 @@ fn spec(name: &str, rows: usize, columns: usize, codec: Codec) -> MatrixSpec {
         dense_dtype: Dtype::BF16,
         codec: codec.into(),
         rotations: None,
+        codebook_of: None,
         bias: false,
         activations: Activations::None,
     }

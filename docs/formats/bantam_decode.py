@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pyramid_decode
+import vector_decode
 
 NAMES = {"mxfp4": "fp4-g32-e8m0", "mxfp8": "fp8-g32-e8m0", "nvfp4": "fp4-g16-e4m3"}
 FP4 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -54,9 +55,13 @@ def decode_turned(tensors, name, group, shape):
     plain = {**group, "rotations": None, "transposed": False}
     matrices = []
     for expert in range(int(np.prod(stack, dtype=np.int64))):
-        part = lambda suffix: tensors[f"{name}.{suffix}"][expert] if stack else tensors[f"{name}.{suffix}"]
+        owner = lambda suffix: group.get("codebooks", {}).get(name, name) if "centroids" in suffix else name
+        stored = lambda suffix: tensors[f"{owner(suffix)}.{suffix}"]
+        part = lambda suffix: stored(suffix)[expert] if stack else stored(suffix)
         if group["codec"].startswith("pvq"):
             matrix = pyramid_decode.pyramid(part, group["codec"], rows, columns)
+        elif group["codec"].startswith("vptq"):
+            matrix = vector_decode.vectors(part, group["codec"], group["scale_dtype"], rows, columns)
         else:
             matrix = decode(tensors, name, plain, [*stack, rows, columns]).reshape(-1, rows, columns)[expert]
         if rotations["outputs"]:
@@ -69,7 +74,7 @@ def decode_turned(tensors, name, group, shape):
 
 
 def decode(tensors, name, group, shape):
-    if group.get("rotations") or group["codec"].startswith("pvq"):
+    if group.get("rotations") or group["codec"].startswith(("pvq", "vptq")):
         return decode_turned(tensors, name, group, shape)
     element, granularity, *rest = NAMES.get(group["codec"], group["codec"]).split("-")
     *stack, rows, columns = [*shape[:-2], *shape[:-3:-1]] if group["transposed"] else shape

@@ -181,7 +181,12 @@ impl Settings {
             }
         };
         let rotations = self.rotate.then_some(Rotations { seed: matrix.seed, inputs: true, outputs: true });
-        Ok(Choice { codec: Whole::Pyramid(pyramid).into(), rotations, activations: Activations::None })
+        Ok(Choice {
+            codec: Whole::Pyramid(pyramid).into(),
+            rotations,
+            codebook_of: None,
+            activations: Activations::None,
+        })
     }
 }
 

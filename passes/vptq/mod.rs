@@ -28,7 +28,7 @@ pub use choose::{KERNEL_INDEX_BITS, choose};
 #[cfg(test)]
 pub(crate) use kmeans::{Stored, lloyd};
 pub use options::{Linear, Solution, SolveOptions};
-pub use settings::{INFO, KEYS, Settings};
+pub use settings::{INFO, KEYS, Settings, fits_whole_vectors};
 pub use solve::{solve, solve_nearest, solve_stacked, solve_towards};
 
 /// What the benchmark of the search measures.

@@ -5,7 +5,7 @@ use toml::{Table, Value};
 
 use super::{SolveOptions, choose};
 use crate::{
-    codec::{OutlierColumns, VectorFormat, Whole},
+    codec::{Coding, OutlierColumns, VectorFormat, Whole},
     layout::Activations,
     passes::{Choice, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, gptq::Order},
 };
@@ -39,6 +39,7 @@ pub const KEYS: &[&str] = &[
     "permute",
     "refine_rounds",
     "residual_centroids",
+    "shared",
     "sweeps",
     "vector_length",
 ];
@@ -48,6 +49,7 @@ const DEFAULT_BITS: f64 = 3.0;
 
 /// Settings of one matrix.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a recipe, each on its own")]
 pub struct Settings {
     /// Bits per weight that are not exceeded, codebooks counted; none where the codebooks are given.
     pub bits: Option<f64>,
@@ -59,6 +61,8 @@ pub struct Settings {
     pub residual_centroids: usize,
     /// Most centroids of a codebook that is chosen.
     pub largest_codebook: usize,
+    /// Whether matrices that share an input share codebooks.
+    pub shared: bool,
     /// Groups of columns with codebooks of their own.
     pub groups: usize,
     /// Share of the columns that have a codebook apart.
@@ -107,6 +111,7 @@ impl Serialize for Settings {
         map.serialize_entry("outlier_centroids", &self.outlier_centroids)?;
         map.serialize_entry("permute", &self.permute)?;
         map.serialize_entry("refine_rounds", &self.solve.refine_rounds)?;
+        map.serialize_entry("shared", &self.shared)?;
         map.serialize_entry("sweeps", &self.solve.sweeps)?;
         map.end()
     }
@@ -128,6 +133,7 @@ impl Settings {
             centroids: None,
             residual_centroids: 0,
             largest_codebook: 4096,
+            shared: false,
             groups: 1,
             outliers: 0.0,
             outlier_vector_length: 4,
@@ -139,6 +145,10 @@ impl Settings {
         };
         for (key, value) in table {
             settings.take(key, value)?;
+        }
+        if settings.shared && !settings.calibrated {
+            let message = "codebooks are shared where matrices are found together, which needs `calibrated`".to_owned();
+            return Err(refuse("shared", message));
         }
         match (settings.bits, settings.vector_length, settings.centroids) {
             (None, Some(_), Some(_)) => {}
@@ -167,6 +177,7 @@ impl Settings {
         match key {
             "asymmetric" => self.solve.drift_share = if switch()? { self.solve.drift_share } else { 0.0 },
             "norm" => self.norm = switch()?,
+            "shared" => self.shared = switch()?,
             "permute" => self.permute = switch()?,
             "calibrated" => self.calibrated = switch()?,
             "bits" => self.bits = Some(number(0.1, 16.0, "bits per weight from 0.1 to 16.0")?),
@@ -228,8 +239,21 @@ impl Settings {
                 refuse("bits", message)
             })?
         };
-        Ok(Choice { codec: Whole::Vector(format).into(), rotations: None, activations: Activations::None })
+        Ok(Choice {
+            codec: Whole::Vector(format).into(),
+            rotations: None,
+            codebook_of: None,
+            activations: Activations::None,
+        })
     }
+}
+
+/// Whether so many rows are whole vectors of a format, as those of matrices with common codebooks have to be.
+#[must_use]
+pub fn fits_whole_vectors(coding: &Coding, rows: usize) -> bool {
+    let Some(Whole::Vector(format)) = coding.whole() else { return false };
+    let outliers = format.outliers.map_or(1, |outliers| outliers.vector_length);
+    rows.is_multiple_of(format.vector_length) && rows.is_multiple_of(outliers)
 }
 
 #[cfg(test)]
@@ -254,6 +278,7 @@ mod tests {
             ("vector_length = 65\ncentroids = 16", "vector_length"),
             ("outliers = 0.7", "outliers"),
             ("norm = 1", "norm"),
+            ("shared = true\ncalibrated = false", "shared"),
             ("order = \"up\"", "order"),
             ("codebook = 3", "codebook"),
         ] {

@@ -89,6 +89,12 @@ impl Whole {
         }
     }
 
+    /// Whether a stored tensor is a codebook, which matrices may share.
+    #[must_use]
+    pub fn is_codebook(&self, suffix: &str) -> bool {
+        matches!(self, Self::Vector(_)) && suffix.ends_with("centroids.weight")
+    }
+
     /// Turns a coded matrix back into weights, `[rows, columns]` row-major. The bytes are hostile until checked.
     ///
     /// # Errors

@@ -65,9 +65,15 @@ struct Parts {
     outliers: Option<usize>,
 }
 
+/// Codebooks are stored once.
+fn is_stored(matrix: &MatrixSpec, whole: &Whole, suffix: &str) -> bool {
+    matrix.codebook_of.is_none() || !whole.is_codebook(suffix)
+}
+
 /// The tensors of codes of the whole matrix, one after the other for each expert.
 fn whole_tensors(matrix: &MatrixSpec, whole: &Whole) -> Vec<TensorSpec> {
     let stored = whole.tensors(matrix.expert_rows(), matrix.columns).into_iter();
+    let stored = stored.filter(|stored| is_stored(matrix, whole, stored.suffix));
     stored
         .map(|stored| TensorSpec {
             name: format!("{}.{}", matrix.name, stored.suffix),
@@ -173,8 +179,11 @@ impl Layout for Bantam {
         }
     }
 
-    fn pack_whole(&self, _matrix: &MatrixSpec, expert: usize, stored: StoredMatrix) -> Vec<Piece> {
-        let pieces = stored.into_iter().enumerate();
+    fn pack_whole(&self, matrix: &MatrixSpec, expert: usize, stored: StoredMatrix) -> Vec<Piece> {
+        let Some(whole) = matrix.codec.whole() else { return Vec::new() };
+        let tensors = whole.tensors(matrix.expert_rows(), matrix.columns).into_iter();
+        let stored = tensors.zip(stored).filter(|(tensor, _)| is_stored(matrix, whole, tensor.suffix));
+        let pieces = stored.map(|(_, bytes)| bytes).enumerate();
         pieces.map(|(index, bytes)| Piece::contiguous(index, expert * bytes.len(), bytes)).collect()
     }
 
@@ -239,6 +248,7 @@ impl Layout for Bantam {
         }
         // The number of outliers differs from matrix to matrix; it stands in the tensors' shapes.
         let mut groups: Vec<(Value, Map<String, Value>)> = Vec::new();
+        let mut codebooks: Vec<Map<String, Value>> = Vec::new();
         for matrix in matrices {
             let (name, outliers, scale) = match &matrix.codec {
                 Coding::Scalar(codec) => {
@@ -259,17 +269,24 @@ impl Layout for Bantam {
                 key["rotations"] = json!(rotations);
             }
             let shape = json!(dense_shape(matrix));
-            match groups.iter_mut().find(|(known, _)| *known == key) {
-                Some((_, tensors)) => {
-                    tensors.insert(matrix.name.clone(), shape);
-                }
-                None => groups.push((key, Map::from_iter([(matrix.name.clone(), shape)]))),
+            let at = groups.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+                groups.push((key, Map::new()));
+                codebooks.push(Map::new());
+                groups.len() - 1
+            });
+            groups[at].1.insert(matrix.name.clone(), shape);
+            if let Some(owner) = &matrix.codebook_of {
+                codebooks[at].insert(matrix.name.clone(), json!(owner));
             }
         }
         let groups: Vec<Value> = groups
             .into_iter()
-            .map(|(mut group, tensors)| {
+            .zip(codebooks)
+            .map(|((mut group, tensors), codebooks)| {
                 group["tensors"] = Value::Object(tensors);
+                if !codebooks.is_empty() {
+                    group["codebooks"] = Value::Object(codebooks);
+                }
                 group
             })
             .collect();

@@ -95,6 +95,9 @@ pub struct MatrixSpec {
     /// How the stored matrix is rotated against the dense one; absent for most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotations: Option<Rotations>,
+    /// The matrix whose codebooks it has; absent where it has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub codebook_of: Option<String>,
     /// How the runtime treats activations.
     pub activations: Activations,
     /// Whether a bias stands beside the weights.

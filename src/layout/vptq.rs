@@ -48,6 +48,9 @@ impl Layout for Vptq {
         if matrix.transposed {
             return refuse("has no matrices stored as [input, output]");
         }
+        if matrix.codebook_of.is_some() {
+            return refuse("stores the codebooks of every matrix beside it");
+        }
         if matrix.rotations.is_some() {
             return refuse("cannot say that a matrix is stored rotated");
         }

@@ -12,7 +12,7 @@ use crate::{
     layout::{Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout},
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
-    passes::{self, Choice, Kind, Matrix, Settings},
+    passes::{self, Choice, Kind, Matrix, Settings, vptq},
     recipe::{Assignment, NonFinite, Recipe},
 };
 
@@ -58,6 +58,7 @@ impl Wish<'_> {
             dense_dtype: self.tensor.dtype,
             codec: choice.codec.clone(),
             rotations: choice.rotations,
+            codebook_of: choice.codebook_of.clone(),
             activations: choice.activations,
             bias: self.bias,
         }
@@ -77,7 +78,8 @@ impl Plan {
         let mut fallbacks = Vec::new();
         let assignments = inputs.recipe.assign(inputs.model)?;
         let wishes = wishes(inputs, target.as_ref(), &assignments)?;
-        let choices = choose(inputs, target.as_ref(), &wishes, &mut notes)?;
+        let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes)?;
+        share_codebooks(inputs, &wishes, &mut choices)?;
         let mut encodes: BTreeMap<&str, Encode> = BTreeMap::new();
         for (wish, choice) in wishes.iter().zip(choices) {
             match accept(inputs, target.as_ref(), wish, choice)? {
@@ -221,6 +223,45 @@ fn choose(
         }
     }
     Ok(choices.into_iter().flatten().collect())
+}
+
+/// Gives matrices that share an input one codebook where their settings say so: the first of them stores it.
+fn share_codebooks(inputs: Inputs<'_>, wishes: &[Wish<'_>], choices: &mut [Choice]) -> Result<()> {
+    let mut groups: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+    for (index, wish) in wishes.iter().enumerate() {
+        let shared = matches!(&wish.settings, Settings::Vptq(settings) if settings.shared);
+        let routed = wish.view.experts.is_some() || wish.mapped.role.to_string().contains("expert");
+        if let (true, false, Some(input)) = (shared, routed, wish.mapped.input) {
+            groups.entry((wish.rule, input)).or_default().push(index);
+        }
+    }
+    for ((rule, _), members) in groups {
+        let first = &wishes[members[0]];
+        let alike = |&&index: &&usize| {
+            let wish = &wishes[index];
+            wish.settings == first.settings
+                && wish.matrix.columns == first.matrix.columns
+                && wish.matrix.scale == first.matrix.scale
+                && wish.rotations.is_none()
+        };
+        let members: Vec<usize> = members.iter().filter(alike).copied().collect();
+        let rows = members.iter().map(|&index| wishes[index].matrix.rows).sum();
+        let rule = &inputs.recipe.passes[rule];
+        let together = Matrix { rows, ..first.matrix.clone() };
+        let choice = first
+            .settings
+            .codec(&together)
+            .map_err(|error| PlanError::setting(&rule.pass, rule.line, &first.tensor.name, error))?;
+        let whole_vectors = |&index: &usize| vptq::fits_whole_vectors(&choice.codec, wishes[index].matrix.rows);
+        if members.len() < 2 || !members.iter().all(whole_vectors) {
+            continue;
+        }
+        for (place, &index) in members.iter().enumerate() {
+            let owner = (place > 0).then(|| first.tensor.name.clone());
+            choices[index] = Choice { codebook_of: owner, ..choice.clone() };
+        }
+    }
+    Ok(())
 }
 
 /// Asks the layout: an encoding, or the fallback that keeps the tensor dense.

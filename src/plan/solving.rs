@@ -94,6 +94,7 @@ pub(super) fn solve_plan(
         compressed,
         drift: compressed && drift,
         encodes: !solved.is_empty(),
+        shared: solved.iter().any(|(_, encode)| encode.choice.codebook_of.is_some()),
         rotated: solved.iter().any(|(_, encode)| encode.choice.rotations.is_some_and(|rotations| rotations.inputs)),
         touched: touched(&model, &transforms, inputs),
         transforms: transforms.into_iter().map(|(_, rule)| rule).collect(),

@@ -331,6 +331,7 @@ impl<'a> Worker<'a> {
             self.borrow_alone(linears)?;
         }
         let mut factors = Factors::on(self.job.device);
+        self.solve_shared(source, linears, &moments, &mut factors)?;
         for linear in linears {
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
             if encode.settings.is_solved() {
@@ -360,6 +361,7 @@ impl<'a> Worker<'a> {
         let mut pending = Pending { stage, dense: Vec::new(), compressed: Vec::new() };
         let mut factors = Factors::on(job.device);
         let dense_runs = job.solve.both_streams || !job.solve.compressed;
+        self.solve_shared(source, linears, moments, &mut factors)?;
         for linear in linears {
             let original = self.solutions.clock.time(Part::Weights, || linear.read(source))?;
             let stored = match self.encodes.get(linear.weight.as_str()) {

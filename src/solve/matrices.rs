@@ -112,7 +112,8 @@ impl<'d> Factors<'d> {
         Self { device, ..Self::default() }
     }
 
-    fn of<'a>(
+    /// The factor of an input, and its moments, both rotated where its linears are stored rotated.
+    pub fn of<'a>(
         &'a mut self,
         moments: &'a Moments,
         factoring: Factoring,
@@ -142,8 +143,7 @@ impl<'d> Factors<'d> {
 }
 
 fn view(moments: &Moments) -> gptq::Moments<'_> {
-    let drift = (!moments.drift.is_empty()).then_some(&moments.drift[..]);
-    gptq::Moments { columns: moments.columns, hessian: &moments.hessian, drift }
+    moments.view()
 }
 
 /// Tokens below which an expert's moments say too little: it is rounded to nearest.

@@ -33,6 +33,8 @@ pub struct SolvePlan {
     pub encodes: bool,
     /// Whether any of them has rotated inputs, whose moments are rotated alongside.
     pub rotated: bool,
+    /// Whether any share codebooks, and so are found together.
+    pub shared: bool,
     /// The transforms, in the recipe's order.
     pub transforms: Vec<TransformRule>,
     /// Tensors that transforms change, and which passes do it.
@@ -158,7 +160,8 @@ impl SolvePlan {
     /// The factor, and copies of the largest matrix in work.
     fn solver_bytes(&self, linears: &[LinearSpec]) -> u64 {
         let columns = linears.first().map_or(0, |linear| linear.columns) as u64;
-        let largest = linears.iter().map(|linear| linear.weights() as u64).max().unwrap_or(0);
+        let weights = linears.iter().map(|linear| linear.weights() as u64);
+        let largest = if self.shared { weights.sum() } else { weights.max().unwrap_or(0) };
         let rotated =
             if self.rotated { self.wanted().bytes(linears.first().map_or(0, |linear| linear.columns)) } else { 0 };
         let factor = if self.encodes { 12 * columns * columns + rotated } else { 0 };

@@ -22,6 +22,7 @@ mod pass;
 mod quantized;
 mod record;
 mod saved;
+mod shared;
 mod statistics;
 mod streams;
 mod strength;

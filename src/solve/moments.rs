@@ -6,7 +6,7 @@
 use faer::{Accum, MatMut, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-use crate::{codec::Rotations, forward::Matrix};
+use crate::{codec::Rotations, forward::Matrix, passes::gptq};
 
 pub mod on_device;
 
@@ -199,6 +199,20 @@ impl Moments {
                 *value /= scales[index] * scale;
             }
         }
+    }
+
+    /// Of an input whose channels all count alike.
+    #[must_use]
+    pub fn alike(columns: usize) -> Self {
+        let hessian = (0..columns * columns).map(|index| f64::from(u8::from(index % (columns + 1) == 0)));
+        Self { columns, hessian: hessian.collect(), ..Self::default() }
+    }
+
+    /// What solvers see of it.
+    #[must_use]
+    pub fn view(&self) -> gptq::Moments<'_> {
+        let drift = (!self.drift.is_empty()).then_some(&self.drift[..]);
+        gptq::Moments { columns: self.columns, hessian: &self.hessian, drift }
     }
 
     /// What would have been gathered of the rotated input. Of channel figures only the count is kept.

@@ -31,6 +31,9 @@ struct Group {
     transposed: bool,
     #[serde(default)]
     rotations: Option<Rotations>,
+    /// The matrix whose codebooks each of these has.
+    #[serde(default)]
+    codebooks: std::collections::BTreeMap<String, String>,
     tensors: std::collections::BTreeMap<String, Vec<usize>>,
 }
 
@@ -112,7 +115,16 @@ fn find_whole(
     let mut parts = Parts::new(checkpoint, name.to_owned(), "bantam");
     let mut entries = Vec::new();
     for stored in whole.tensors(rows, columns) {
-        let entry = parts.required(&format!("{name}.{}", stored.suffix))?;
+        let owner = group.codebooks.get(name).filter(|_| whole.is_codebook(stored.suffix));
+        let entry = match owner {
+            // A part of the other matrix.
+            Some(owner) => {
+                let part = format!("{owner}.{}", stored.suffix);
+                let missing = || wrong(format!("has the codebooks of `{owner}`, but there is no `{part}`"));
+                checkpoint.tensor(&part).cloned().ok_or_else(missing)?
+            }
+            None => parts.required(&format!("{name}.{}", stored.suffix))?,
+        };
         expect_type(&entry, &[stored.dtype], "the type that the number format asks for")?;
         let shape: Vec<usize> = experts.into_iter().chain(stored.shape).collect();
         expect_shape(&entry, &shape, "what the number format asks for")?;

@@ -63,6 +63,7 @@ fn every_fixture_asks_its_layout_for_something_it_can_hold() {
                 dense_dtype: Dtype::BF16,
                 codec: choice.codec,
                 rotations: None,
+                codebook_of: None,
                 bias: false,
                 activations: choice.activations,
             };
