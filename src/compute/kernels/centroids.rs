@@ -182,7 +182,9 @@ pub fn centroid_sums(
 /// The vectors in the order of their centroids, each centroid's in their own order, and the runs of them.
 fn by_centroid(indices: &[u32], count: usize) -> (Vec<u32>, Vec<Run>) {
     let mut next = vec![0_usize; count];
-    indices.iter().for_each(|centroid| next[*centroid as usize] += 1);
+    for centroid in indices {
+        next[*centroid as usize] += 1;
+    }
     let (mut runs, mut at) = (Vec::new(), 0);
     for (centroid, next) in next.iter_mut().enumerate() {
         let (first, all) = (at, *next);

@@ -96,7 +96,7 @@ fn random_points(blocks: usize, dimension: usize, columns: usize, pulses: u32) -
                 let random = super::next(&mut state);
                 let row = block * dimension + random as usize / 2 % dimension;
                 let y = &mut points.values[row * columns + column];
-                *y += if *y < 0.0 || *y == 0.0 && random % 2 == 0 { -1.0 } else { 1.0 };
+                *y += if *y < 0.0 || *y == 0.0 && random.is_multiple_of(2) { -1.0 } else { 1.0 };
             }
         }
     }
