@@ -214,10 +214,15 @@ fn shards_are_cut_where_the_recipe_says_and_the_index_is_right() {
 #[test]
 fn killed_at_twenty_points_and_run_again_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("model");
-    write_model(&model, MEDIUM);
-    for recipe in ["int4.toml", "gptq-4bit-sym.toml"] {
-        let recipe = fixture("recipes").join(recipe);
+    let models = [("medium", MEDIUM), ("small", SMALL)].map(|(name, shape)| {
+        let model = folder.path().join(name);
+        write_model(&model, shape);
+        model
+    });
+    // Those that search for the codes of a matrix as a whole take long enough for a small model.
+    let recipes = [("int4.toml", 0), ("gptq-4bit-sym.toml", 0), ("bantam-pvq.toml", 1), ("vptq.toml", 1)];
+    for (recipe, model) in recipes {
+        let (recipe, model) = (fixture("recipes").join(recipe), models[model].clone());
         let reference = folder.path().join("reference");
         let budget = smallest_budget(&recipe, &model, &reference, "2").to_string();
         let command = |out: &Path| {
