@@ -3,6 +3,7 @@
 pub mod awq;
 pub mod folding;
 pub mod gptq;
+pub mod mask;
 pub mod rtn;
 pub mod smoothquant;
 pub mod smoothquant_plus;
@@ -27,6 +28,8 @@ pub enum Settings {
     SmoothQuantPlus(smoothquant_plus::Settings),
     /// AWQ.
     Awq(awq::Settings),
+    /// n:m masks.
+    Mask(mask::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -201,14 +204,18 @@ impl Settings {
         match self {
             Self::Rtn(settings) => Some(settings),
             Self::Gptq(settings) => Some(&settings.number),
-            Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => None,
+            Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) | Self::Mask(_) => None,
         }
     }
 
     /// Whether what it does to weights follows from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
-        !matches!(self, Self::Rtn(_))
+        match self {
+            Self::Rtn(_) => false,
+            Self::Mask(settings) => settings.needs_calibration(),
+            _ => true,
+        }
     }
 
     /// Whether choosing the codec needs the weights themselves (a bits-per-weight target over granularities, outliers

@@ -19,23 +19,23 @@ const ESCALATIONS: usize = 24;
 #[derive(Debug, Clone)]
 pub struct Factor {
     /// Channels.
-    pub(super) columns: usize,
+    pub(in crate::passes) columns: usize,
     /// The original column at each place of the sweep.
-    pub(super) permutation: Vec<usize>,
+    pub(in crate::passes) permutation: Vec<usize>,
     /// The place of each column in the sweep.
     pub(super) places: Vec<usize>,
     /// U, upper triangular, `[columns, columns]` row-major, in the order of the sweep.
-    pub(super) upper: Vec<f32>,
+    pub(in crate::passes) upper: Vec<f32>,
     /// H damped, `[columns, columns]`, in the original order; dead channels have no moments but their diagonal.
-    pub(super) hessian: Vec<f32>,
+    pub(in crate::passes) hessian: Vec<f32>,
     /// What was added to each diagonal element, in the original order; for dead channels the whole element.
     pub(super) added: Vec<f64>,
     /// Dead channels, ascending.
-    pub(super) dead: Vec<usize>,
+    pub(in crate::passes) dead: Vec<usize>,
     /// The damping used, as a share of the mean diagonal.
     pub(super) damping: f64,
     /// How often damping had to be multiplied by ten.
-    pub(super) escalations: usize,
+    pub(in crate::passes) escalations: usize,
 }
 
 impl Factor {
@@ -44,6 +44,34 @@ impl Factor {
     /// # Errors
     /// [`SolveError::Length`]; [`SolveError::NotFinite`]. A singular H is no error: it is damped more.
     pub fn new(moments: &Moments, options: &SolveOptions) -> Result<Self, SolveError> {
+        Self::with_order(moments, options.damping, options.order, |diagonal| permutation(diagonal, options.order))
+    }
+
+    /// The factor for a sweep that works on groups of `width` neighbouring columns at once: groups by falling sum of their
+    /// second moments (or as they stand, with [`Order::None`]), columns of a group together; columns that are no whole
+    /// group come last.
+    ///
+    /// # Errors
+    /// As for [`Factor::new`].
+    pub fn grouped(moments: &Moments, damping: f64, order: Order, width: usize) -> Result<Self, SolveError> {
+        Self::with_order(moments, damping, Order::None, |diagonal| {
+            let width = width.max(1);
+            let mut groups: Vec<usize> = (0..diagonal.len() / width).collect();
+            if order != Order::None {
+                let sums: Vec<f64> = diagonal.chunks_exact(width).map(|group| group.iter().sum()).collect();
+                groups.sort_by(|a, b| sums[*b].total_cmp(&sums[*a]));
+            }
+            let whole = groups.len() * width;
+            groups.iter().flat_map(|group| group * width..(group + 1) * width).chain(whole..diagonal.len()).collect()
+        })
+    }
+
+    fn with_order(
+        moments: &Moments,
+        damping: f64,
+        order: Order,
+        permute: impl FnOnce(&[f64]) -> Vec<usize>,
+    ) -> Result<Self, SolveError> {
         let columns = moments.columns;
         let hessian = moments.hessian;
         SolveError::check("second moments", columns * columns, hessian.len())?;
@@ -57,7 +85,7 @@ impl Factor {
         let mean = diagonal.iter().sum::<f64>() / columns.max(1) as f64;
         let is_dead: Vec<bool> = diagonal.iter().map(|moment| *moment <= DEAD * mean).collect();
         let scale = if mean > 0.0 { mean } else { 1.0 };
-        let permutation = permutation(&diagonal, options.order);
+        let permutation = permute(&diagonal);
 
         let mut factor = Self {
             columns,
@@ -67,7 +95,7 @@ impl Factor {
             hessian: Vec::new(),
             added: Vec::new(),
             dead: (0..columns).filter(|column| is_dead[*column]).collect(),
-            damping: options.damping.max(0.0),
+            damping: damping.max(0.0),
             escalations: 0,
         };
         loop {
@@ -82,7 +110,7 @@ impl Factor {
                     (false, false) => moment,
                 }
             };
-            match upper_of(element, &permutation, options.order) {
+            match upper_of(element, &permutation, order) {
                 Ok((upper, permutation)) => {
                     factor.upper = upper;
                     factor.permutation = permutation;

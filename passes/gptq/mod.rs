@@ -10,14 +10,14 @@
 //! This module is the mathematics alone: it sees matrices, not models. All loops work on fixed chunks of rows in which
 //! each column is one contiguous run, so that a step of the sweep is one vector operation over the rows.
 
-mod chunk;
+pub(super) mod chunk;
 mod descent;
 #[cfg(test)]
 mod device_tests;
 mod factor;
-mod lanes;
+pub(super) mod lanes;
 mod local;
-mod loss;
+pub(super) mod loss;
 mod options;
 mod refine;
 mod search;
@@ -25,7 +25,7 @@ mod settings;
 mod shared;
 mod solve;
 mod sweep;
-mod target;
+pub(super) mod target;
 #[cfg(test)]
 mod tests;
 mod triangular;

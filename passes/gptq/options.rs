@@ -154,7 +154,7 @@ pub enum SolveError {
 
 impl SolveError {
     /// Refuses a list of the wrong length.
-    pub(super) fn check(what: &'static str, expected: usize, got: usize) -> Result<(), Self> {
+    pub(in crate::passes) fn check(what: &'static str, expected: usize, got: usize) -> Result<(), Self> {
         if expected == got { Ok(()) } else { Err(Self::Length { what, expected, got }) }
     }
 }

@@ -10,6 +10,7 @@ pub mod float8;
 pub mod integer;
 pub mod mx;
 pub mod range;
+pub mod sparse;
 
 mod coded;
 mod dequantize;

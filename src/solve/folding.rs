@@ -46,7 +46,7 @@ impl TransformRule {
             Settings::SmoothQuant(settings) => &settings.folds,
             Settings::SmoothQuantPlus(settings) => &settings.folds,
             Settings::Awq(settings) => &settings.folds,
-            Settings::Rtn(_) | Settings::Gptq(_) => return false,
+            Settings::Rtn(_) | Settings::Gptq(_) | Settings::Mask(_) => return false,
         };
         kinds.contains(&fold.kind) && fold.consumers.iter().all(|linear| self.linears.contains(&linear.weight))
     }
@@ -156,7 +156,7 @@ impl Worker<'_> {
                 Settings::SmoothQuant(settings) => {
                     wanted.sample |= used && settings.strength == smoothquant::Strength::Search;
                 }
-                Settings::Rtn(_) | Settings::Gptq(_) => {}
+                Settings::Rtn(_) | Settings::Gptq(_) | Settings::Mask(_) => {}
             }
         }
         any.then_some(wanted)
@@ -220,7 +220,7 @@ impl Worker<'_> {
                 }
             }
             Settings::Awq(settings) => awq::scales(statistics, &consumers, sharing, settings.grid).scales,
-            Settings::Rtn(_) | Settings::Gptq(_) => vec![1.0; fold.channels],
+            Settings::Rtn(_) | Settings::Gptq(_) | Settings::Mask(_) => vec![1.0; fold.channels],
         })
     }
 

@@ -1,0 +1,143 @@
+//! What a recipe may say about `mask_2_4`.
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use toml::{Table, Value};
+
+use super::{Criterion, MaskOptions, Pattern};
+use crate::passes::{Kind, PassInfo, SettingError, Settings as AnySettings};
+
+/// The registry entry.
+pub const INFO: PassInfo = PassInfo {
+    name: "mask_2_4",
+    kind: Kind::Transform,
+    keys: KEYS,
+    default_select: &["linear"],
+    default_skip: &["head"],
+    parse,
+};
+
+/// All keys, sorted.
+pub const KEYS: &[&str] = &[
+    "asymmetric",
+    "block_size",
+    "criterion",
+    "damping",
+    "keep",
+    "masks",
+    "of",
+    "refit",
+    "refit_steps",
+    "search_rounds",
+    "tolerance",
+];
+
+/// The words for criteria.
+const CRITERIA: [(&str, Criterion); 5] = [
+    ("sparsegpt", Criterion::SparseGpt),
+    ("search", Criterion::Search),
+    ("wanda", Criterion::Wanda),
+    ("magnitude", Criterion::Magnitude),
+    ("file", Criterion::File),
+];
+
+/// Settings of one matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// How masks and weights are found.
+    pub solve: MaskOptions,
+    /// MaskLLM's `.npz` file, as written in the recipe; with criterion `file` only.
+    pub masks: Option<String>,
+}
+
+impl Serialize for Settings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let solve = &self.solve;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("asymmetric", &(solve.drift_share > 0.0))?;
+        map.serialize_entry("block_size", &solve.block_size)?;
+        let word = CRITERIA.iter().find(|(_, criterion)| *criterion == solve.criterion).map(|(word, _)| *word);
+        map.serialize_entry("criterion", &word)?;
+        map.serialize_entry("damping", &solve.damping)?;
+        map.serialize_entry("keep", &solve.pattern.keep)?;
+        if let Some(masks) = &self.masks {
+            map.serialize_entry("masks", masks)?;
+        }
+        map.serialize_entry("of", &solve.pattern.of)?;
+        map.serialize_entry("refit", &solve.refit)?;
+        map.serialize_entry("refit_steps", &solve.refit_steps)?;
+        map.serialize_entry("search_rounds", &solve.search_rounds)?;
+        map.serialize_entry("tolerance", &solve.tolerance)?;
+        map.end()
+    }
+}
+
+fn parse(table: &Table) -> Result<AnySettings, SettingError> {
+    Settings::parse(table).map(AnySettings::Mask)
+}
+
+fn refused(key: &str, message: impl Into<String>) -> SettingError {
+    SettingError { key: key.to_owned(), message: message.into() }
+}
+
+impl Settings {
+    /// Types and checks the keys of a rule. The criterion is `sparsegpt` where none is named. By default weights are
+    /// refitted, except with criteria that leave weights as they are: magnitude and Wanda.
+    ///
+    /// # Errors
+    /// [`SettingError`] naming the key, what was expected and what was there.
+    pub fn parse(table: &Table) -> Result<Self, SettingError> {
+        if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(refused(key, format!("`mask_2_4` has no such setting; it has {}", KEYS.join(", "))));
+        }
+        let mut solve = MaskOptions::default();
+        let mut masks = None;
+        if let Some(value) = table.get("criterion") {
+            let known = value.as_str().and_then(|word| CRITERIA.iter().find(|(known, _)| *known == word));
+            let words = CRITERIA.map(|(word, _)| format!("\"{word}\"")).join(", ");
+            let (_, criterion) =
+                known.ok_or_else(|| refused("criterion", format!("expected one of {words}, got {value}")))?;
+            solve.criterion = *criterion;
+        }
+        solve.refit = !matches!(solve.criterion, Criterion::Magnitude | Criterion::Wanda);
+        for (key, value) in table.iter().filter(|(key, _)| *key != "criterion") {
+            let wrong = |expected: &str| refused(key, format!("expected {expected}, got {value}"));
+            let whole = |low: i64, high: i64| match value {
+                Value::Integer(number) if (low..=high).contains(number) => Ok(*number as usize),
+                _ => Err(wrong(&format!("a whole number from {low} to {high}"))),
+            };
+            let flag = || value.as_bool().ok_or_else(|| wrong("true or false"));
+            let number = |most: f64| match value {
+                Value::Float(number) if *number > 0.0 && *number <= most => Ok(*number),
+                Value::Integer(number) if *number > 0 && *number as f64 <= most => Ok(*number as f64),
+                _ => Err(wrong(&format!("a number above 0.0, at most {most:.1}"))),
+            };
+            match key.as_str() {
+                "asymmetric" => solve.drift_share = if flag()? { solve.drift_share } else { 0.0 },
+                "refit" => solve.refit = flag()?,
+                "keep" => solve.pattern.keep = whole(1, 7)?,
+                "of" => solve.pattern.of = whole(2, 8)?,
+                "block_size" => solve.block_size = whole(1, 65536)?,
+                "refit_steps" => solve.refit_steps = whole(1, 10000)?,
+                "search_rounds" => solve.search_rounds = whole(1, 1000)?,
+                "damping" => solve.damping = number(10.0)?,
+                "tolerance" => solve.tolerance = number(1.0)?,
+                _ => masks = Some(value.as_str().ok_or_else(|| wrong("the path of a .npz file"))?.to_owned()),
+            }
+        }
+        let Pattern { keep, of } = solve.pattern;
+        if keep >= of {
+            return Err(refused("keep", format!("expected fewer than `of = {of}`, got {keep}")));
+        }
+        match (solve.criterion, &masks) {
+            (Criterion::File, None) => Err(refused("masks", "criterion \"file\" needs the path of a .npz file")),
+            (Criterion::File, Some(_)) | (_, None) => Ok(Self { solve, masks }),
+            (_, Some(_)) => Err(refused("masks", "only criterion \"file\" reads masks")),
+        }
+    }
+
+    /// Whether masks or weights follow from what flows through the model.
+    #[must_use]
+    pub fn needs_calibration(&self) -> bool {
+        self.solve.refit || matches!(self.solve.criterion, Criterion::Wanda | Criterion::SparseGpt | Criterion::Search)
+    }
+}

@@ -1,0 +1,19 @@
+//! Sparse matrices: n of each m neighbouring weights of a row are kept (2:4 and its kin), and which ones is said apart.
+//!
+//! What a pass decides is a [`Mask`]. Stored it is one of: dense weights with exact zeros, of which runtimes need know
+//! nothing; values and indices ([`Sparse`], the canonical form); compared with it one bit a weight
+//! ([`bitmask`], compressed-tensors' `sparse-24-bitmask`). [`maskllm`] reads and writes masks without weights.
+
+pub mod bitmask;
+pub mod maskllm;
+pub mod select;
+
+mod canonical;
+mod mask;
+mod npz;
+#[cfg(test)]
+mod tests;
+
+pub use canonical::{Sparse, StoredTensor};
+pub use mask::{Mask, Pattern};
+pub use npz::NpzError;
