@@ -18,6 +18,8 @@ mod factor;
 pub(super) mod lanes;
 mod local;
 pub(super) mod loss;
+#[cfg(test)]
+mod masked_tests;
 mod options;
 mod refine;
 mod search;
@@ -33,4 +35,4 @@ mod triangular;
 pub use factor::Factor;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
-pub use solve::{solve, solve_towards};
+pub use solve::{solve, solve_masked, solve_towards};

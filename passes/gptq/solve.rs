@@ -14,7 +14,7 @@ use super::{
     target::{self, Correction},
 };
 use crate::{
-    codec::{CodecError, CodedRows, Granularity, ZeroPoint, range},
+    codec::{CodecError, CodedRows, Granularity, ZeroPoint, range, sparse::Mask},
     passes::{Deviations, rtn::grid::GroupScale},
 };
 
@@ -43,7 +43,31 @@ pub fn solve_towards(
     residual: Option<&[f32]>,
     options: &SolveOptions,
 ) -> Result<Solution, SolveError> {
+    solve_masked(factor, moments, linear, residual, None, options)
+}
+
+/// The same for a layer of which a mask keeps some weights only: the codes of all others decode to exactly zero, and what
+/// that costs is made up for by those that are kept. With no mask it is [`solve_towards`].
+///
+/// # Errors
+/// As for [`solve`]; [`SolveError::MaskedZero`] where zero points are not whole, so that no code decodes to zero;
+/// [`SolveError::Length`] for a mask of another shape.
+pub fn solve_masked(
+    factor: &Factor,
+    moments: &Moments,
+    linear: &Linear,
+    residual: Option<&[f32]>,
+    mask: Option<&Mask>,
+    options: &SolveOptions,
+) -> Result<Solution, SolveError> {
     let (rows, columns) = (linear.rows, factor.columns);
+    if let Some(mask) = mask {
+        SolveError::check("rows of the mask", rows, mask.rows())?;
+        SolveError::check("columns of the mask", columns, mask.columns())?;
+        if linear.codec.zero == ZeroPoint::Float {
+            return Err(SolveError::MaskedZero);
+        }
+    }
     SolveError::check("second moments' channels", columns, moments.columns)?;
     SolveError::check("weights", rows * columns, linear.weights.len())?;
     linear.codec.validate(rows, columns)?;
@@ -65,10 +89,18 @@ pub fn solve_towards(
     if let Some(index) = range::first_non_finite(target) {
         return Err(SolveError::Target { row: index / columns, column: index % columns });
     }
-    let shared = Shared::new(linear, target, columns, options)?;
+    let shared = match mask {
+        Some(mask) => {
+            // Scales are those of what is kept.
+            let mut kept = target.to_vec();
+            mask.apply(&mut kept)?;
+            Shared::new(linear, &kept, columns, options)?
+        }
+        None => Shared::new(linear, target, columns, options)?,
+    };
     let width = linear.codec.group_columns(columns);
     let blocks = if options.refine { Blocks::new(factor, width) } else { None };
-    let job = Job { factor, linear, options, target, shared: &shared, blocks: blocks.as_ref() };
+    let job = Job { factor, linear, options, target, mask, shared: &shared, blocks: blocks.as_ref() };
 
     let chunks = if columns == 0 { 0 } else { rows.div_ceil(ROWS) };
     let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * ROWS)).collect();
@@ -89,6 +121,7 @@ struct Job<'a> {
     linear: &'a Linear<'a>,
     options: &'a SolveOptions,
     target: &'a [f32],
+    mask: Option<&'a Mask>,
     shared: &'a Shared,
     blocks: Option<&'a Blocks>,
 }
@@ -99,6 +132,9 @@ impl<'a> Job<'a> {
         let rows = ROWS.min(self.linear.rows - first);
         let target = &weights[first * columns..][..rows * columns];
         let mut chunk = Chunk::new(self.factor, self.linear, &self.shared.grid, first, target);
+        if let Some(mask) = self.mask {
+            chunk.take_mask(mask);
+        }
         self.shared.put(&mut chunk);
         chunk
     }

@@ -211,7 +211,7 @@ fn refitted_rows_are_those_of_a_direct_solve() {
     let hessian = moments(columns, 400, &mut numbers);
     let weights = weights(rows * columns, &mut numbers);
     let moments = Moments { columns, hessian: &hessian, drift: None };
-    let whole = damped(&hessian, columns, 0.01);
+    let whole = &damped(&hessian, columns, 0.01)[..];
     for (keep, of) in [(2, 4), (3, 8)] {
         for criterion in [Criterion::SparseGpt, Criterion::Magnitude] {
             let pattern = Pattern { keep, of };
@@ -222,7 +222,8 @@ fn refitted_rows_are_those_of_a_direct_solve() {
                 solution.weights.chunks_exact(columns).zip(weights.chunks_exact(columns)).enumerate()
             {
                 let kept: Vec<usize> = (0..columns).filter(|column| solution.mask.keeps(row, *column)).collect();
-                let block: Vec<f64> = kept.iter().flat_map(|a| kept.iter().map(|b| whole[a * columns + b])).collect();
+                let block: Vec<f64> =
+                    kept.iter().flat_map(|a| kept.iter().map(move |b| whole[a * columns + b])).collect();
                 let inverse = inverse_of(&block, kept.len());
                 let right: Vec<f64> = kept
                     .iter()
@@ -233,7 +234,7 @@ fn refitted_rows_are_those_of_a_direct_solve() {
                     exact[*column] = (0..kept.len()).map(|k| inverse[index * kept.len() + k] * right[k]).sum();
                 }
                 let found_wide: Vec<f64> = found.iter().map(|value| f64::from(*value)).collect();
-                let (least, got) = (row_loss(&exact, target, &whole), row_loss(&found_wide, target, &whole));
+                let (least, got) = (row_loss(&exact, target, whole), row_loss(&found_wide, target, whole));
                 assert!(got <= least * (1.0 + 1e-5), "{pattern:?} {criterion:?} row {row}: {got} {least}");
                 for (column, (found, exact)) in found_wide.iter().zip(&exact).enumerate() {
                     assert!((found - exact).abs() < 1e-3 * 0.05, "row {row}, column {column}: {found} {exact}");
@@ -251,7 +252,7 @@ fn leaving_a_pair_out_costs_what_an_exact_solve_says() {
     let hessian = moments(columns, 200, &mut numbers);
     let weights = weights(rows * columns, &mut numbers);
     let moments = Moments { columns, hessian: &hessian, drift: None };
-    let whole = damped(&hessian, columns, 0.01);
+    let whole = &damped(&hessian, columns, 0.01)[..];
     let factor = factor(&moments, &sparse_gpt()).unwrap();
     let first = factor.permutation[0];
     let solution = solve_with(&weights, rows, &moments, &sparse_gpt());
@@ -259,7 +260,7 @@ fn leaving_a_pair_out_costs_what_an_exact_solve_says() {
         let cost = |pair: &[usize]| {
             // Constrained least squares by elimination: all but the pair free.
             let free: Vec<usize> = (0..columns).filter(|column| !pair.contains(column)).collect();
-            let block: Vec<f64> = free.iter().flat_map(|a| free.iter().map(|b| whole[a * columns + b])).collect();
+            let block: Vec<f64> = free.iter().flat_map(|a| free.iter().map(move |b| whole[a * columns + b])).collect();
             let inverse = inverse_of(&block, free.len());
             let mut d: Vec<f64> = vec![0.0; columns];
             pair.iter().for_each(|column| d[*column] = -f64::from(weights[*column]));

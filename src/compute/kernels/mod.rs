@@ -19,6 +19,7 @@ mod pack;
 mod quantize;
 mod rank_update;
 mod rotate;
+mod select;
 mod source;
 mod triangular_solve;
 
@@ -40,6 +41,7 @@ pub use pack::pack;
 pub use quantize::{Coding, Scales, dequantize, quantize};
 pub use rank_update::SecondMoments;
 pub use rotate::Angles;
+pub use select::{Selected, select_2_4};
 pub use source::{Source, SourceFormat, convert, error_sums, extents};
 pub use triangular_solve::solve_lower;
 

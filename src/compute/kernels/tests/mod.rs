@@ -3,6 +3,7 @@
 mod codes;
 mod errors;
 mod extents;
+mod select;
 
 use half::{bf16, f16};
 
