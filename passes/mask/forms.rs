@@ -4,6 +4,9 @@ use multiversion::multiversion;
 
 use super::Pattern;
 
+/// Costs that differ by less are the same but for the order in which they were summed.
+const AS_GOOD: f64 = 1.0 - 1e-12;
+
 /// One choice of weights to leave out of a group, P.
 #[derive(Debug, Clone)]
 pub struct Choice {
@@ -99,7 +102,7 @@ fn add_products(factor: f64, a: &[f64], b: &[f64], sums: &mut [f64]) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn take_smaller(costs: &[f64], index: u16, best: &mut [f64], chosen: &mut [u16]) {
     for ((cost, best), chosen) in costs.iter().zip(best).zip(chosen) {
-        let smaller = cost < best;
+        let smaller = *cost < *best * AS_GOOD;
         *best = if smaller { *cost } else { *best };
         *chosen = if smaller { index } else { *chosen };
     }

@@ -92,7 +92,8 @@ impl Search {
         let mut changes = vec![0.0_f32; of * lanes];
         let mut changed = 0;
         for lane in 0..lanes {
-            if above[lane] - costs[lane] <= WORTH * above[lane] {
+            let worth = above[lane] - costs[lane] > WORTH * above[lane];
+            if !worth {
                 continue;
             }
             let index = usize::from(chosen[lane]);

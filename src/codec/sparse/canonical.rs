@@ -192,7 +192,9 @@ impl Sparse {
         }
         let mut places = vec![0; columns / self.of * self.keep];
         let mut again = vec![0; index_bytes];
-        for row in 0..rows {
+        // Without columns there may be any number of rows.
+        let checked = if columns == 0 { 0 } else { rows };
+        for row in 0..checked {
             let stored = &indices[row * index_bytes..][..index_bytes];
             bits::unpack(stored, width, &mut places);
             let malformed = |problem| CodecError::Stored { what: "indices", problem };

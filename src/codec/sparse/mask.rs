@@ -94,7 +94,9 @@ impl Mask {
             return Err(CodecError::Length { what: "bytes of a mask", expected, got: bits.len() });
         }
         let mask = Self { pattern, rows, columns, bits };
-        (0..rows).try_for_each(|row| mask.check_row(row))?;
+        // Without columns there may be any number of rows.
+        let checked = if columns == 0 { 0 } else { rows };
+        (0..checked).try_for_each(|row| mask.check_row(row))?;
         Ok(mask)
     }
 

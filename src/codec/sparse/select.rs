@@ -99,85 +99,125 @@ fn gathered(kept: u64) -> u8 {
     ((kept | kept >> 15 | kept >> 30 | kept >> 45) & 15) as u8
 }
 
+/// The two places of a quad from a bit of each column, 1 where it is kept: the first one and four times the second one.
+#[inline(always)]
+fn places(k0: u8, k1: u8, k2: u8, k3: u8) -> u8 {
+    let (n0, n1, n2) = (k0 ^ 1, k1 ^ 1, k2 ^ 1);
+    (n0 & k1) | (n0 & n1) << 1 | (k3 | n2) << 2 | (k3 | k2) << 3
+}
+
+/// Four bits of each quad to bytes of two quads; for an odd one, half a byte.
+#[inline(always)]
+fn join(nibbles: &[u8; BLOCK], count: usize, out: &mut [u8]) {
+    let (pairs, last) = nibbles[..count].as_chunks::<2>();
+    for (byte, pair) in out.iter_mut().zip(pairs) {
+        let pair = u16::from_le_bytes(*pair);
+        *byte |= (pair | pair >> 4) as u8;
+    }
+    if let ([nibble], Some(byte)) = (last, out.get_mut(pairs.len())) {
+        *byte |= nibble;
+    }
+}
+
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn prune_16(row: &[u8], infinity: u16, out: &mut [u8], mask: &mut [u8]) -> bool {
     let above = 0x0001_0001_0001_0001 * u64::from(0x8000 - infinity);
     let mut endless = 0;
     let blocks = row.as_chunks::<8>().0.chunks(BLOCK).zip(out.as_chunks_mut::<8>().0.chunks_mut(BLOCK));
     for ((quads, out), mask) in blocks.zip(mask.chunks_mut(BLOCK / 2)) {
-        let mut kept = [0; BLOCK];
-        for ((quad, out), kept) in quads.iter().zip(out).zip(&mut kept) {
+        let mut nibbles = [0; BLOCK];
+        for ((quad, out), nibble) in quads.iter().zip(out).zip(&mut nibbles) {
             let word = u64::from_le_bytes(*quad);
-            *kept = kept_16(word);
+            let kept = kept_16(word);
             endless |= (word & !SIGNS) + above;
-            *out = (word & filled(*kept)).to_le_bytes();
+            *out = (word & filled(kept)).to_le_bytes();
+            *nibble = gathered(kept);
         }
-        for (byte, pair) in mask.iter_mut().zip(kept.as_chunks::<2>().0) {
-            *byte |= gathered(pair[0]) | gathered(pair[1]) << 4;
-        }
+        join(&nibbles, quads.len(), mask);
     }
     endless & SIGNS == 0
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn compact_16(row: &[u8], infinity: u16, values: &mut [u8], indices: &mut [u8]) -> bool {
+    indices.fill(0);
     let above = 0x0001_0001_0001_0001 * u64::from(0x8000 - infinity);
     let mut endless = 0;
     let blocks = row.as_chunks::<8>().0.chunks(BLOCK).zip(values.as_chunks_mut::<4>().0.chunks_mut(BLOCK));
     for ((quads, values), indices) in blocks.zip(indices.chunks_mut(BLOCK / 2)) {
-        let mut kept = [0; BLOCK];
-        for ((quad, values), kept) in quads.iter().zip(values).zip(&mut kept) {
+        let mut nibbles = [0; BLOCK];
+        for ((quad, values), nibble) in quads.iter().zip(values).zip(&mut nibbles) {
             let word = u64::from_le_bytes(*quad);
-            *kept = kept_16(word);
+            let kept = kept_16(word);
             endless |= (word & !SIGNS) + above;
-            let filled = filled(*kept);
+            let filled = filled(kept);
             let chosen = word & filled;
             // The first one is that of column 0, or else 1, or else 2; the second one 3, or else 2, or else 1.
             let first = chosen | chosen >> 16 & !filled | chosen >> 32 & !filled & !(filled >> 16);
             let second =
                 chosen >> 48 | chosen >> 32 & !(filled >> 48) | chosen >> 16 & !(filled >> 48) & !(filled >> 32);
             *values = ((first & 0xffff) as u32 | (second as u32) << 16).to_le_bytes();
+            let bit = |column: u32| (kept >> (16 * column)) as u8 & 1;
+            *nibble = places(bit(0), bit(1), bit(2), bit(3));
         }
-        for (byte, pair) in indices.iter_mut().zip(kept.as_chunks::<2>().0) {
-            let kept = gathered(pair[0]) | gathered(pair[1]) << 4;
-            *byte = places(kept & 15) | places(kept >> 4) << 4;
-        }
+        join(&nibbles, quads.len(), indices);
     }
     endless & SIGNS == 0
 }
 
-/// The two places of a quad's bits, two bits each; 0 where a quad has no two.
-#[inline(always)]
-fn places(kept: u8) -> u8 {
-    let (first, second) = (kept.trailing_zeros() as u8 & 3, (7 - (kept | 1).leading_zeros()) as u8 & 3);
-    if kept == 0 { 0 } else { first | second << 2 }
+/// Some quads of 32-bit weights, column by column, so that quads lie in lanes.
+struct Quads {
+    weights: [[u32; BLOCK]; 4],
+    /// All ones where a weight is kept.
+    kept: [[u32; BLOCK]; 4],
 }
 
-/// The weights of a quad, and whether each is kept.
-#[inline(always)]
-fn kept_32(quad: &[u8; 16]) -> ([u32; 4], [bool; 4]) {
-    let words = quad.as_chunks::<4>().0;
-    let weights = [0, 1, 2, 3].map(|place: usize| u32::from_le_bytes(words[place]));
-    let [a, b, c, d] = weights.map(|weight| weight & 0x7fff_ffff);
-    let (ab, ac, ad, bc, bd, cd) = (a > b, a > c, a > d, b > c, b > d, c > d);
-    let majority = |x: bool, y: bool, z: bool| (x & y) | (z & (x | y));
-    (weights, [majority(ab, ac, ad), majority(!ab, bc, bd), majority(!ac, !bc, cd), majority(!ad, !bd, !cd)])
+impl Quads {
+    /// Reads some quads and compares their magnitudes. Returns the largest magnitude.
+    #[inline(always)]
+    fn read(&mut self, quads: &[[u8; 16]]) -> u32 {
+        let Self { weights: [w0, w1, w2, w3], kept: [k0, k1, k2, k3] } = self;
+        let word = |quad: &[u8; 16], place: usize| {
+            u32::from_le_bytes([quad[place], quad[place + 1], quad[place + 2], quad[place + 3]])
+        };
+        for ((((quad, w0), w1), w2), w3) in quads.iter().zip(&mut *w0).zip(&mut *w1).zip(&mut *w2).zip(&mut *w3) {
+            (*w0, *w1, *w2, *w3) = (word(quad, 0), word(quad, 4), word(quad, 8), word(quad, 12));
+        }
+        let magnitude = |weight: u32| (weight & 0x7fff_ffff) as i32;
+        let majority = |x: bool, y: bool, z: bool| if (x & y) | (z & (x | y)) { u32::MAX } else { 0 };
+        let mut largest = 0;
+        for i in 0..BLOCK {
+            let [a, b, c, d] = [magnitude(w0[i]), magnitude(w1[i]), magnitude(w2[i]), magnitude(w3[i])];
+            let (ab, ac, ad, bc, bd, cd) = (a > b, a > c, a > d, b > c, b > d, c > d);
+            k0[i] = majority(ab, ac, ad);
+            k1[i] = majority(!ab, bc, bd);
+            k2[i] = majority(!ac, !bc, cd);
+            k3[i] = majority(!ad, !bd, !cd);
+            largest = largest.max(a.max(b).max(c.max(d)));
+        }
+        largest as u32
+    }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn prune_32(row: &[u8], out: &mut [u8], mask: &mut [u8]) -> bool {
     let mut largest = 0;
-    let quads = row.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0);
-    for (index, (quad, out)) in quads.enumerate() {
-        let (weights, kept) = kept_32(quad);
-        let mut bits = 0;
-        for place in 0..4 {
-            largest = largest.max(weights[place] & 0x7fff_ffff);
-            let weight = if kept[place] { weights[place] } else { 0 };
-            out[4 * place..4 * place + 4].copy_from_slice(&weight.to_le_bytes());
-            bits |= u8::from(kept[place]) << place;
+    let mut block = Quads { weights: [[0; BLOCK]; 4], kept: [[0; BLOCK]; 4] };
+    let blocks = row.as_chunks::<16>().0.chunks(BLOCK).zip(out.as_chunks_mut::<16>().0.chunks_mut(BLOCK));
+    for ((quads, out), mask) in blocks.zip(mask.chunks_mut(BLOCK / 2)) {
+        largest = largest.max(block.read(quads));
+        for (i, out) in out.iter_mut().enumerate() {
+            for place in 0..4 {
+                let weight = block.weights[place][i] & block.kept[place][i];
+                out[4 * place..4 * place + 4].copy_from_slice(&weight.to_le_bytes());
+            }
         }
-        mask[index / 2] |= bits << (index % 2 * 4);
+        let mut nibbles = [0; BLOCK];
+        for (i, nibble) in nibbles.iter_mut().enumerate() {
+            let [k0, k1, k2, k3] = [0, 1, 2, 3].map(|place: usize| block.kept[place][i] & 1 << place);
+            *nibble = (k0 | k1 | k2 | k3) as u8;
+        }
+        join(&nibbles, quads.len(), mask);
     }
     largest < 0x7f80_0000
 }
@@ -186,15 +226,22 @@ fn prune_32(row: &[u8], out: &mut [u8], mask: &mut [u8]) -> bool {
 fn compact_32(row: &[u8], values: &mut [u8], indices: &mut [u8]) -> bool {
     indices.fill(0);
     let mut largest = 0;
-    let quads = row.as_chunks::<16>().0.iter().zip(values.as_chunks_mut::<8>().0);
-    for (index, (quad, out)) in quads.enumerate() {
-        let (weights, kept) = kept_32(quad);
-        weights.iter().for_each(|weight| largest = largest.max(weight & 0x7fff_ffff));
-        let first = if kept[0] { 0 } else { 2 - usize::from(kept[1]) };
-        let second = if kept[3] { 3 } else { 1 + usize::from(kept[2]) };
-        let two = u64::from(weights[first]) | u64::from(weights[second]) << 32;
-        *out = two.to_le_bytes();
-        indices[index / 2] |= ((first | second << 2) as u8) << (index % 2 * 4);
+    let mut block = Quads { weights: [[0; BLOCK]; 4], kept: [[0; BLOCK]; 4] };
+    let blocks = row.as_chunks::<16>().0.chunks(BLOCK).zip(values.as_chunks_mut::<8>().0.chunks_mut(BLOCK));
+    for ((quads, values), indices) in blocks.zip(indices.chunks_mut(BLOCK / 2)) {
+        largest = largest.max(block.read(quads));
+        let Quads { weights: [w0, w1, w2, w3], kept: [k0, k1, k2, k3] } = &block;
+        for (i, values) in values.iter_mut().enumerate() {
+            let first = w0[i] & k0[i] | !k0[i] & (w1[i] & k1[i] | !k1[i] & w2[i]);
+            let second = w3[i] & k3[i] | !k3[i] & (w2[i] & k2[i] | !k2[i] & w1[i]);
+            *values = (u64::from(first) | u64::from(second) << 32).to_le_bytes();
+        }
+        let mut nibbles = [0; BLOCK];
+        for (i, nibble) in nibbles.iter_mut().enumerate() {
+            let [k0, k1, k2, k3] = [k0, k1, k2, k3].map(|kept| (kept[i] & 1) as u8);
+            *nibble = places(k0, k1, k2, k3);
+        }
+        join(&nibbles, quads.len(), indices);
     }
     largest < 0x7f80_0000
 }
