@@ -125,14 +125,15 @@ fn prune_16(row: &[u8], infinity: u16, out: &mut [u8], mask: &mut [u8]) -> bool 
     let mut endless = 0;
     let blocks = row.as_chunks::<8>().0.chunks(BLOCK).zip(out.as_chunks_mut::<8>().0.chunks_mut(BLOCK));
     for ((quads, out), mask) in blocks.zip(mask.chunks_mut(BLOCK / 2)) {
-        let mut nibbles = [0; BLOCK];
-        for ((quad, out), nibble) in quads.iter().zip(out).zip(&mut nibbles) {
+        // Two loops, because one that writes words and bytes does not become vector instructions.
+        let (mut kept, mut nibbles) = ([0; BLOCK], [0; BLOCK]);
+        for ((quad, out), kept) in quads.iter().zip(out).zip(&mut kept) {
             let word = u64::from_le_bytes(*quad);
-            let kept = kept_16(word);
+            *kept = kept_16(word);
             endless |= (word & !SIGNS) + above;
-            *out = (word & filled(kept)).to_le_bytes();
-            *nibble = gathered(kept);
+            *out = (word & filled(*kept)).to_le_bytes();
         }
+        kept.iter().zip(&mut nibbles).for_each(|(kept, nibble)| *nibble = gathered(*kept));
         join(&nibbles, quads.len(), mask);
     }
     endless & SIGNS == 0
@@ -145,18 +146,20 @@ fn compact_16(row: &[u8], infinity: u16, values: &mut [u8], indices: &mut [u8]) 
     let mut endless = 0;
     let blocks = row.as_chunks::<8>().0.chunks(BLOCK).zip(values.as_chunks_mut::<4>().0.chunks_mut(BLOCK));
     for ((quads, values), indices) in blocks.zip(indices.chunks_mut(BLOCK / 2)) {
-        let mut nibbles = [0; BLOCK];
-        for ((quad, values), nibble) in quads.iter().zip(values).zip(&mut nibbles) {
+        let (mut kept, mut nibbles) = ([0; BLOCK], [0; BLOCK]);
+        for ((quad, values), kept) in quads.iter().zip(values).zip(&mut kept) {
             let word = u64::from_le_bytes(*quad);
-            let kept = kept_16(word);
+            *kept = kept_16(word);
             endless |= (word & !SIGNS) + above;
-            let filled = filled(kept);
+            let filled = filled(*kept);
             let chosen = word & filled;
             // The first one is that of column 0, or else 1, or else 2; the second one 3, or else 2, or else 1.
             let first = chosen | chosen >> 16 & !filled | chosen >> 32 & !filled & !(filled >> 16);
             let second =
                 chosen >> 48 | chosen >> 32 & !(filled >> 48) | chosen >> 16 & !(filled >> 48) & !(filled >> 32);
             *values = ((first & 0xffff) as u32 | (second as u32) << 16).to_le_bytes();
+        }
+        for (kept, nibble) in kept.iter().zip(&mut nibbles) {
             let bit = |column: u32| (kept >> (16 * column)) as u8 & 1;
             *nibble = places(bit(0), bit(1), bit(2), bit(3));
         }
