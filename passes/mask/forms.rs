@@ -14,9 +14,9 @@ pub struct Choice {
     pub left_out: Vec<usize>,
     /// Bit i for each place i that is kept.
     pub kept: u8,
-    /// (C_PP)⁻¹, `[left out, left out]`: leaving out w_P costs w_P (C_PP)⁻¹ w_Pᵀ.
+    /// `(C_PP)⁻¹`, `[left out, left out]`: leaving out `w_P` costs `w_P (C_PP)⁻¹ w_Pᵀ`.
     penalty: Vec<f64>,
-    /// B_·P (C_PP)⁻¹, `[group, left out]`.
+    /// `B_·P (C_PP)⁻¹`, `[group, left out]`.
     spread: Vec<f64>,
 }
 
@@ -76,7 +76,7 @@ impl Forms {
         }
     }
 
-    /// B_·P (C_PP)⁻¹ w_P of one lane, at one place of the group.
+    /// `B_·P (C_PP)⁻¹ w_P` of one lane, at one place of the group.
     pub fn spread(&self, choice: usize, group: &[f64], lane: usize, place: usize) -> f64 {
         let (choice, lanes) = (&self.choices[choice], group.len() / self.of);
         let count = choice.left_out.len();

@@ -1,7 +1,7 @@
 //! The best weights under a mask: least squares under the whole H, for all rows of a chunk at once.
 //!
-//! Row by row min (v − t) H (v − t)ᵀ with v zero where the mask says so, that is v_S H_SS = (t H)_S. Each row has another
-//! H_SS, so factors cannot be shared; but a product with H can. Conjugate gradients, preconditioned by the diagonal, need
+//! Row by row min `(v − t) H (v − t)ᵀ` with v zero where the mask says so: `v_S H_SS = (t H)_S`. Each row has another
+//! `H_SS`, so factors cannot be shared; but a product with H can. Conjugate gradients, preconditioned by the diagonal, need
 //! one such product a step, for all rows together, with what the mask leaves out made zero. The damped H counts, as in the
 //! sweep.
 

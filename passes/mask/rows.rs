@@ -13,14 +13,14 @@ use crate::{
 };
 
 /// Rows of a layer in the making. Matrices are stored column after column, each of `lanes` rows, in the original order of
-/// columns; rows beyond `rows` are padding of zeros.
+/// columns; rows beyond `count` are padding of zeros.
 pub struct Rows<'a> {
     /// What is shared by all layers of the input.
     pub factor: &'a Factor,
     /// How many of how many are kept.
     pub pattern: Pattern,
     /// Rows.
-    pub rows: usize,
+    pub count: usize,
     /// Rows with padding.
     pub lanes: usize,
     /// What the weights are to come close to under H.
@@ -35,13 +35,13 @@ impl<'a> Rows<'a> {
     /// Rows of a target given row-major; nothing is decided yet.
     pub fn new(factor: &'a Factor, pattern: Pattern, target: &[f32]) -> Self {
         let columns = factor.columns;
-        let rows = target.len() / columns;
-        let lanes = rows.next_multiple_of(LANES);
+        let count = target.len() / columns;
+        let lanes = count.next_multiple_of(LANES);
         let mut transposed = vec![0.0; columns * lanes];
         transpose(target, columns, &mut transposed, lanes);
         let all = u8::MAX >> (8 - pattern.of);
         let kept = vec![all; columns / pattern.of * lanes];
-        Self { factor, pattern, rows, lanes, values: transposed.clone(), target: transposed, kept }
+        Self { factor, pattern, count, lanes, values: transposed.clone(), target: transposed, kept }
     }
 
     /// Columns that belong to whole groups.
@@ -55,7 +55,7 @@ impl<'a> Rows<'a> {
         // Padding keeps the first weights of each group, so that its masks are masks too.
         self.kept.fill(u8::MAX >> (8 - self.pattern.keep));
         for (group, kept) in self.kept.chunks_exact_mut(self.lanes).enumerate() {
-            for (row, kept) in kept[..self.rows].iter_mut().enumerate() {
+            for (row, kept) in kept[..self.count].iter_mut().enumerate() {
                 *kept = (0..of)
                     .fold(0, |bits, place| bits | u8::from(mask.keeps(first + row, group * of + place)) << place);
             }
@@ -66,7 +66,7 @@ impl<'a> Rows<'a> {
     pub fn mask_bits(&self) -> Vec<u8> {
         let (columns, of) = (self.factor.columns, self.pattern.of);
         let row_bytes = Mask::row_bytes(columns);
-        let mut bits = vec![0; self.rows * row_bytes];
+        let mut bits = vec![0; self.count * row_bytes];
         for (row, bits) in bits.chunks_exact_mut(row_bytes.max(1)).enumerate() {
             for (group, kept) in self.kept.chunks_exact(self.lanes).enumerate() {
                 for place in (0..of).filter(|place| kept[row] >> place & 1 == 1) {
@@ -117,7 +117,7 @@ impl<'a> Rows<'a> {
     /// The weights, row-major.
     pub fn weights(&self) -> Vec<f32> {
         let columns = self.factor.columns;
-        let mut weights = vec![0.0; self.rows * columns];
+        let mut weights = vec![0.0; self.count * columns];
         transpose_back(&self.values, self.lanes, &mut weights, columns);
         weights
     }

@@ -1,8 +1,8 @@
 //! Descent over masks: one group after the other, under the whole H, while all others stay.
 //!
-//! With everything but one group fixed, the loss is the form of the group's own block A = H_QQ around the group's optimum
-//! c = v − g A⁻¹, where g is the gradient (v − t) H: keeping all but P costs c_P ((A⁻¹)_PP)⁻¹ c_Pᵀ more than c does, and
-//! the best values of what is kept are c − c_P ((A⁻¹)_PP)⁻¹ (A⁻¹)_P·. So every mask of the group is tried at its best.
+//! With everything but one group fixed, the loss is the form of the group's own block `A = H_QQ` around the group's optimum
+//! c = v − g A⁻¹, where g is the gradient (v − t) H: keeping all but P costs `c_P ((A⁻¹)_PP)⁻¹ c_Pᵀ` more than c does, and
+//! the best values of what is kept are `c − c_P ((A⁻¹)_PP)⁻¹ (A⁻¹)_P·`. So every mask of the group is tried at its best.
 
 use rayon::prelude::*;
 

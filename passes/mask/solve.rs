@@ -151,7 +151,7 @@ impl Job<'_> {
     /// The undamped loss of all rows.
     fn loss(&self, values: &[f32], target: &[f32], rows: &Rows) -> f64 {
         let differences: Vec<f32> = values.iter().zip(target).map(|(value, target)| value - target).collect();
-        loss::undamped(self.factor, &differences, rows.lanes)[..rows.rows].iter().sum()
+        loss::undamped(self.factor, &differences, rows.lanes)[..rows.count].iter().sum()
     }
 
     fn assemble(&self, rows: usize, done: Vec<Done>) -> Result<Solution, SolveError> {

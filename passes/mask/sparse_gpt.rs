@@ -1,10 +1,10 @@
 //! SparseGPT's sweep over groups of columns, with exact losses.
 //!
-//! Frantar and Alistarh (2301.00774) score each weight of a group on its own, w² / U_jj². Here all weights that leave a
+//! Frantar and Alistarh (2301.00774) score each weight of a group on its own, `w² / U_jj²`. Here all weights that leave a
 //! group do so together: given that all groups before are fixed, the inverse second moments of what is left are
-//! C = U_FFᵀ U_FF, whose block of the group needs the group's own block of U alone, C_QQ = U_QQᵀ U_QQ. Leaving out w_P
-//! costs w_P (C_PP)⁻¹ w_Pᵀ, and the best change of everything left, the group's other weights included, is
-//! w −= z U_Q· with z = w_P (C_PP)⁻¹ (U_QP)ᵀ: z takes the place of the error in GPTQ's update, so blocks of columns and
+//! `C = U_FFᵀ U_FF`, whose block of the group needs the group's own block of U alone, `C_QQ = U_QQᵀ U_QQ`. Leaving out `w_P`
+//! costs `w_P (C_PP)⁻¹ w_Pᵀ`, and the best change of everything left, the group's other weights included, is
+//! `w −= z U_Q·` with `z = w_P (C_PP)⁻¹ (U_QP)ᵀ`: z takes the place of the error in GPTQ's update, so blocks of columns and
 //! rows in lanes work as there.
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};

@@ -111,7 +111,7 @@ impl Mask {
             // The usual case, two groups a byte.
             let both =
                 |byte: &u8| (byte & 15).count_ones() as usize == keep && (byte >> 4).count_ones() as usize == keep;
-            if !bits[..whole / 8].iter().all(both) || whole % 8 != 0 {
+            if !bits[..whole / 8].iter().all(both) || !whole.is_multiple_of(8) {
                 (0..whole).step_by(4).try_for_each(|first| wrong(first, field(bits, first, 4).count_ones(), keep))?;
             }
         } else {

@@ -319,8 +319,8 @@ impl<W: Write> Writer<W> {
 
         // Version 2.0 of the format; names are UTF-8; deflated.
         let mut common = Vec::new();
-        [20, 0x0800, 8, 0, DATE].iter().for_each(|field: &u16| common.extend(field.to_le_bytes()));
-        [crc.sum(), stored, size].iter().for_each(|field| common.extend(field.to_le_bytes()));
+        common.extend([20, 0x0800, 8, 0, DATE].iter().flat_map(|field: &u16| field.to_le_bytes()));
+        common.extend([crc.sum(), stored, size].iter().flat_map(|field| field.to_le_bytes()));
         common.extend(length.to_le_bytes());
 
         let mut local = LOCAL.to_le_bytes().to_vec();
@@ -363,7 +363,7 @@ impl<W: Write> Writer<W> {
             end.extend(44_u64.to_le_bytes());
             end.extend([45, 0, 45, 0]);
             end.extend([0; 8]);
-            [self.count, self.count, size, self.offset].iter().for_each(|field| end.extend(field.to_le_bytes()));
+            end.extend([self.count, self.count, size, self.offset].iter().flat_map(|field| field.to_le_bytes()));
             end.extend(LOCATOR_64.to_le_bytes());
             end.extend([0; 4]);
             end.extend((self.offset + size).to_le_bytes());

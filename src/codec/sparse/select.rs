@@ -38,8 +38,8 @@ pub fn prune_row(dtype: Dtype, row: &[u8], out: &mut [u8], mask: &mut [u8]) -> b
 }
 
 /// Writes the two larger magnitudes of each quad as values and their places in the quad as 2-bit indices, least
-/// significant bit first; then, to the values alone, the columns that are no whole quad. `values` holds columns div 4 · 2
-/// + columns mod 4 elements, `indices` ⌈columns div 4 / 2⌉ bytes. Returns whether all weights are finite; with others
+/// significant bit first; then, to the values alone, the columns that are no whole quad. `values` holds twice columns div
+/// 4 and columns mod 4 elements, `indices` ⌈columns div 4 / 2⌉ bytes. Returns whether all weights are finite; with others
 /// the result is unspecified.
 ///
 /// # Panics
@@ -187,7 +187,8 @@ impl Quads {
             (*w0, *w1, *w2, *w3) = (word(quad, 0), word(quad, 4), word(quad, 8), word(quad, 12));
         }
         let magnitude = |weight: u32| (weight & 0x7fff_ffff) as i32;
-        let majority = |x: bool, y: bool, z: bool| if (x & y) | (z & (x | y)) { u32::MAX } else { 0 };
+        let all = |flag: bool| if flag { u32::MAX } else { 0 };
+        let majority = |x: bool, y: bool, z: bool| (all(x) & all(y)) | (all(z) & (all(x) | all(y)));
         let mut largest = 0;
         for i in 0..BLOCK {
             let [a, b, c, d] = [magnitude(w0[i]), magnitude(w1[i]), magnitude(w2[i]), magnitude(w3[i])];
