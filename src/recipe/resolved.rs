@@ -78,6 +78,9 @@ fn complete(settings: &Settings) -> Value {
         Settings::SmoothQuantPlus(settings) => serde_json::to_value(settings),
         Settings::Awq(settings) => serde_json::to_value(settings),
         Settings::Mask(settings) => serde_json::to_value(settings),
+        Settings::Pvq(settings) => serde_json::to_value(settings),
+        Settings::Vptq(settings) => serde_json::to_value(settings),
+        Settings::Rotate(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }
