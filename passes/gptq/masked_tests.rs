@@ -146,12 +146,19 @@ fn rounding_to_nearest_keeps_zeros() {
                 columns,
                 dense_dtype: Dtype::BF16,
                 scale: codec.scale,
+                experts: 1,
+                seed: 0,
                 minimum_zero_point,
                 float_zero_allowed: true,
             };
             let table = format!("bits = 4\nrange = '{range}'").parse().unwrap();
             let settings = (crate::passes::rtn::INFO.parse)(&table).unwrap();
-            let choice = Choice { codec: codec.clone(), activations: crate::layout::Activations::None };
+            let choice = Choice {
+                codec: codec.clone().into(),
+                rotations: None,
+                mask: None,
+                activations: crate::layout::Activations::None,
+            };
             let encoder = settings.encoder(&matrix, &choice);
             let parameters = encoder.prepare(&source).unwrap();
             let encoded = encoder.encode(&source, &parameters, 0, rows).unwrap();

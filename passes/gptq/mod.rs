@@ -39,5 +39,5 @@ pub(in crate::passes) use loss::undamped;
 pub use on_device::solve_on;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
-pub use solve::{solve, solve_masked, solve_towards};
+pub use solve::{solve, solve_kept, solve_masked, solve_towards};
 pub(in crate::passes) use target::{Correction, corrected};

@@ -60,22 +60,40 @@ pub fn solve_masked(
     mask: Option<&Mask>,
     options: &SolveOptions,
 ) -> Result<Solution, SolveError> {
-    let (rows, columns) = (linear.rows, factor.columns);
     if let Some(mask) = mask {
-        SolveError::check("rows of the mask", rows, mask.rows())?;
-        SolveError::check("columns of the mask", columns, mask.columns())?;
-        if linear.codec.zero == ZeroPoint::Float {
-            return Err(SolveError::MaskedZero);
-        }
+        check_mask(factor, linear, mask)?;
     }
     let corrects = check(factor, moments, linear, residual, options)?;
     let correction = Correction { drift: moments.drift, residual, share: options.drift_share };
     let target = corrects.then(|| target::corrected(factor, linear.weights, &correction));
     let prepared = Prepared::new(factor, linear, mask, options, target)?;
-    let job = prepared.job(factor, linear, options);
-    let chunks = if columns == 0 { 0 } else { rows.div_ceil(ROWS) };
-    let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * ROWS)).collect();
-    Ok(job.assemble(done))
+    Ok(prepared.job(factor, linear, options).run())
+}
+
+/// The same towards weights that a mask leaves and that are the best ones under it already: errors of the codes alone are
+/// made up for. Losses are still of the difference from the linear's own weights.
+///
+/// # Errors
+/// As for [`solve_masked`].
+pub fn solve_kept(
+    factor: &Factor,
+    moments: &Moments,
+    linear: &Linear,
+    kept: (&Mask, Vec<f32>),
+    options: &SolveOptions,
+) -> Result<Solution, SolveError> {
+    let (mask, target) = kept;
+    check_mask(factor, linear, mask)?;
+    check(factor, moments, linear, None, options)?;
+    SolveError::check("weights", linear.weights.len(), target.len())?;
+    let prepared = Prepared::new(factor, linear, Some(mask), options, Some(target))?;
+    Ok(prepared.job(factor, linear, options).run())
+}
+
+fn check_mask(factor: &Factor, linear: &Linear, mask: &Mask) -> Result<(), SolveError> {
+    SolveError::check("rows of the mask", linear.rows, mask.rows())?;
+    SolveError::check("columns of the mask", factor.columns, mask.columns())?;
+    if linear.codec.zero == ZeroPoint::Float { Err(SolveError::MaskedZero) } else { Ok(()) }
 }
 
 /// Whether the lengths fit and all numbers are finite; gives whether the target is corrected.
@@ -178,6 +196,12 @@ impl<'a> Job<'a> {
         }
         self.shared.put(&mut chunk);
         chunk
+    }
+
+    fn run(&self) -> Solution {
+        let chunks = if self.factor.columns == 0 { 0 } else { self.linear.rows.div_ceil(ROWS) };
+        let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| self.chunk(index * ROWS)).collect();
+        self.assemble(done)
     }
 
     fn chunk(&self, first: usize) -> Done {

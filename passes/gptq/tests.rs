@@ -132,6 +132,7 @@ fn without_correlation_codes_are_those_of_round_to_nearest() {
             let choice = crate::passes::Choice {
                 codec: codec.clone().into(),
                 rotations: None,
+                mask: None,
                 activations: crate::layout::Activations::None,
             };
             let encoder = settings.encoder(&matrix, &choice);

@@ -11,6 +11,7 @@
 
 mod forms;
 mod magnitude;
+mod masked;
 mod options;
 mod refit;
 mod rows;
@@ -24,7 +25,8 @@ mod wanda;
 
 pub use crate::codec::sparse::{Mask, Pattern};
 pub use magnitude::magnitude;
+pub use masked::MaskedEncoder;
 pub use options::{Criterion, MaskOptions, Report, Solution};
 pub use settings::{INFO, Settings};
-pub use solve::{factor, solve};
+pub use solve::{factor, loss, solve};
 pub use wanda::wanda;

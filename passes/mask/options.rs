@@ -42,6 +42,14 @@ pub struct MaskOptions {
     pub search_rounds: usize,
 }
 
+impl MaskOptions {
+    /// Whether the weights kept become others than they were.
+    #[must_use]
+    pub fn changes_weights(&self) -> bool {
+        self.refit || matches!(self.criterion, Criterion::SparseGpt | Criterion::Search)
+    }
+}
+
 impl Default for MaskOptions {
     fn default() -> Self {
         Self {

@@ -4,7 +4,11 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use toml::{Table, Value};
 
 use super::{Criterion, MaskOptions, Pattern};
-use crate::passes::{Kind, PassInfo, SettingError, Settings as AnySettings};
+use crate::{
+    codec::{Whole, sparse::Sparse},
+    layout::Activations,
+    passes::{Choice, Factoring, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, gptq::Order},
+};
 
 /// The registry entry.
 pub const INFO: PassInfo = PassInfo {
@@ -23,7 +27,6 @@ pub const KEYS: &[&str] = &[
     "criterion",
     "damping",
     "keep",
-    "masks",
     "of",
     "refit",
     "refit_steps",
@@ -32,12 +35,11 @@ pub const KEYS: &[&str] = &[
 ];
 
 /// The words for criteria.
-const CRITERIA: [(&str, Criterion); 5] = [
+const CRITERIA: [(&str, Criterion); 4] = [
     ("sparsegpt", Criterion::SparseGpt),
     ("search", Criterion::Search),
     ("wanda", Criterion::Wanda),
     ("magnitude", Criterion::Magnitude),
-    ("file", Criterion::File),
 ];
 
 /// Settings of one matrix.
@@ -45,8 +47,6 @@ const CRITERIA: [(&str, Criterion); 5] = [
 pub struct Settings {
     /// How masks and weights are found.
     pub solve: MaskOptions,
-    /// MaskLLM's `.npz` file, as written in the recipe; with criterion `file` only.
-    pub masks: Option<String>,
 }
 
 impl Serialize for Settings {
@@ -59,9 +59,6 @@ impl Serialize for Settings {
         map.serialize_entry("criterion", &word)?;
         map.serialize_entry("damping", &solve.damping)?;
         map.serialize_entry("keep", &solve.pattern.keep)?;
-        if let Some(masks) = &self.masks {
-            map.serialize_entry("masks", masks)?;
-        }
         map.serialize_entry("of", &solve.pattern.of)?;
         map.serialize_entry("refit", &solve.refit)?;
         map.serialize_entry("refit_steps", &solve.refit_steps)?;
@@ -90,7 +87,6 @@ impl Settings {
             return Err(refused(key, format!("`mask_2_4` has no such setting; it has {}", KEYS.join(", "))));
         }
         let mut solve = MaskOptions::default();
-        let mut masks = None;
         if let Some(value) = table.get("criterion") {
             let known = value.as_str().and_then(|word| CRITERIA.iter().find(|(known, _)| *known == word));
             let words = CRITERIA.map(|(word, _)| format!("\"{word}\"")).join(", ");
@@ -120,24 +116,40 @@ impl Settings {
                 "refit_steps" => solve.refit_steps = whole(1, 10000)?,
                 "search_rounds" => solve.search_rounds = whole(1, 1000)?,
                 "damping" => solve.damping = number(10.0)?,
-                "tolerance" => solve.tolerance = number(1.0)?,
-                _ => masks = Some(value.as_str().ok_or_else(|| wrong("the path of a .npz file"))?.to_owned()),
+                _ => solve.tolerance = number(1.0)?,
             }
         }
         let Pattern { keep, of } = solve.pattern;
         if keep >= of {
             return Err(refused("keep", format!("expected fewer than `of = {of}`, got {keep}")));
         }
-        match (solve.criterion, &masks) {
-            (Criterion::File, None) => Err(refused("masks", "criterion \"file\" needs the path of a .npz file")),
-            (Criterion::File, Some(_)) | (_, None) => Ok(Self { solve, masks }),
-            (_, Some(_)) => Err(refused("masks", "only criterion \"file\" reads masks")),
-        }
+        Ok(Self { solve })
     }
 
     /// Whether masks or weights follow from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
-        self.solve.refit || matches!(self.solve.criterion, Criterion::Wanda | Criterion::SparseGpt | Criterion::Search)
+        self.solve.changes_weights() || self.solve.criterion == Criterion::Wanda
+    }
+
+    /// How second moments are factored, where they are needed.
+    #[must_use]
+    pub fn factoring(&self) -> Option<Factoring> {
+        let MaskOptions { damping, drift_share, pattern, .. } = self.solve;
+        let drift_share = if self.solve.changes_weights() { drift_share } else { 0.0 };
+        let order = Order::Activation;
+        self.needs_calibration().then_some(Factoring { damping, order, drift_share, group: Some(pattern.of) })
+    }
+
+    /// The format of one matrix that stays as it is but for the weights left out.
+    ///
+    /// # Errors
+    /// [`SettingError`] when the matrix cannot be stored so.
+    pub fn choose(&self, matrix: &Matrix) -> Result<Choice, SettingError> {
+        let Pattern { keep, of } = self.solve.pattern;
+        let sparse = Sparse { keep, of, dtype: matrix.scale.into() };
+        sparse.validate(matrix.rows, matrix.columns).map_err(|error| refused("of", error.to_string()))?;
+        let codec = Whole::Sparse(sparse).into();
+        Ok(Choice { codec, rotations: None, mask: None, activations: Activations::None })
     }
 }

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{
-    Criterion, Mask, MaskOptions, Report, Solution, magnitude::magnitude, refit::Refit, rows::Rows, search::Search,
-    sparse_gpt::Sweep, wanda::wanda,
+    Criterion, Mask, MaskOptions, Pattern, Report, Solution, magnitude::magnitude, refit::Refit, rows::Rows,
+    search::Search, sparse_gpt::Sweep, wanda::wanda,
 };
 use crate::{
     codec::{CodecError, range},
@@ -64,7 +64,7 @@ pub fn solve(
         }
         Criterion::SparseGpt | Criterion::Search => None,
     };
-    let changes = mask.is_none() || options.refit;
+    let changes = options.changes_weights();
     let correction = Correction { drift: moments.drift, residual, share: options.drift_share };
     let corrects = changes && options.drift_share != 0.0 && (moments.drift.is_some() || residual.is_some());
     let target = corrects.then(|| target::corrected(factor, weights, &correction));
@@ -96,6 +96,28 @@ struct Job<'a> {
     mask: Option<&'a Mask>,
     sweep: Option<Sweep>,
     search: Option<Search>,
+}
+
+/// tr(Δ H Δᵀ) with the undamped H, where Δ is the difference of two matrices, `[rows, columns]` row-major.
+///
+/// # Errors
+/// [`SolveError::Length`].
+pub fn loss(factor: &Factor, weights: &[f32], others: &[f32], rows: usize) -> Result<f64, SolveError> {
+    let columns = factor.columns;
+    SolveError::check("weights", rows * columns, weights.len())?;
+    SolveError::check("weights", rows * columns, others.len())?;
+    if columns == 0 {
+        return Ok(0.0);
+    }
+    let chunks = weights.par_chunks(ROWS * columns).zip(others.par_chunks(ROWS * columns));
+    let losses: Vec<f64> = chunks
+        .map(|(weights, others)| {
+            let differences: Vec<f32> = others.iter().zip(weights).map(|(other, weight)| other - weight).collect();
+            let rows = Rows::new(factor, Pattern::TWO_OF_FOUR, &differences);
+            loss::undamped(factor, &rows.target, rows.lanes)[..rows.count].iter().sum()
+        })
+        .collect();
+    Ok(losses.iter().sum())
 }
 
 /// A solved chunk.
@@ -164,11 +186,8 @@ impl Job<'_> {
             bits.extend_from_slice(&done.bits);
             report.add(&done.report);
         }
-        let counts = [
-            ("dense-columns", report.dense_columns as u64),
-            ("dead-columns", self.factor.dead.len() as u64),
-            ("damping-raised", self.factor.escalations as u64),
-        ];
+        let counts =
+            [("dead-columns", self.factor.dead.len() as u64), ("damping-raised", self.factor.escalations as u64)];
         report.deviations = counts.into_iter().filter(|(_, count)| *count > 0).collect::<Deviations>();
         Ok(Solution { weights, mask: Mask::new(pattern, rows, columns, bits)?, report })
     }

@@ -182,7 +182,7 @@ impl Settings {
             }
         };
         let rotations = self.rotate.then_some(Rotations { seed: matrix.seed, inputs: true, outputs: true });
-        Ok(Choice { codec: Whole::Pyramid(pyramid).into(), rotations, activations: Activations::None })
+        Ok(Choice { codec: Whole::Pyramid(pyramid).into(), rotations, mask: None, activations: Activations::None })
     }
 }
 

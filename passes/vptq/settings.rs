@@ -228,7 +228,7 @@ impl Settings {
                 refuse("bits", message)
             })?
         };
-        Ok(Choice { codec: Whole::Vector(format).into(), rotations: None, activations: Activations::None })
+        Ok(Choice { codec: Whole::Vector(format).into(), rotations: None, mask: None, activations: Activations::None })
     }
 }
 

@@ -333,7 +333,7 @@ impl<'a> Worker<'a> {
         let mut factors = Factors::on(self.job.device);
         for linear in linears {
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
-            if encode.settings.is_solved() {
+            if encode.is_solved() {
                 let weights = linear.read_weight(source)?;
                 let deny = self.job.deny_fallbacks;
                 solve_linear(&mut self.solutions, encode, linear, &weights, &moments, &mut factors, deny)?;
@@ -344,9 +344,7 @@ impl<'a> Worker<'a> {
 
     /// Whether a stage has a linear that is solved with second moments.
     pub(super) fn is_solved(&self, linears: &[LinearSpec]) -> bool {
-        linears
-            .iter()
-            .any(|linear| self.encodes.get(linear.weight.as_str()).is_some_and(|encode| encode.settings.is_solved()))
+        linears.iter().any(|linear| self.encodes.get(linear.weight.as_str()).is_some_and(|encode| encode.is_solved()))
     }
 
     fn solve_stage(

@@ -1,21 +1,14 @@
 //! The canonical form: kept values in one tensor, their places in another.
 
+use std::hash::{Hash, Hasher};
+
+use serde::{Deserialize, Serialize};
+
 use super::{Mask, Pattern, mask::field};
 use crate::{
     checkpoint::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float},
-    codec::{CodecError, bits},
+    codec::{CodecError, StoredTensor, bits},
 };
-
-/// One stored tensor of a matrix.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredTensor {
-    /// What follows the matrix's name and a dot.
-    pub suffix: &'static str,
-    /// Element type.
-    pub dtype: Dtype,
-    /// Shape.
-    pub shape: Vec<usize>,
-}
 
 /// n of each m weights, as values and indices.
 ///
@@ -23,7 +16,8 @@ pub struct StoredTensor {
 /// whole group; kept = ⌊columns / m⌋ · n + columns mod m. `indices`, U8 `[rows, bytes]`: the place in its group of each
 /// value but those at the end, ⌈log₂ m⌉ bits each, least significant bit first; a row's last byte is padded with zero bits.
 /// For 2:4 of 16-bit weights that is 9 bits a weight. A kept weight may be zero: the indices say so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Sparse {
     /// Weights kept of each group.
     pub keep: usize,
@@ -31,6 +25,13 @@ pub struct Sparse {
     pub of: usize,
     /// Type of the values.
     pub dtype: Dtype,
+}
+
+impl Hash for Sparse {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Element types have no hash; equal ones have as many bits.
+        (self.keep, self.of, bits_of(self.dtype)).hash(state);
+    }
 }
 
 impl Sparse {

@@ -14,6 +14,7 @@ mod npz;
 #[cfg(test)]
 mod tests;
 
-pub use canonical::{Sparse, StoredTensor};
-pub use mask::{Mask, Pattern};
+use super::StoredTensor;
+pub use canonical::Sparse;
+pub use mask::{Mask, Pattern, apply_row};
 pub use npz::NpzError;
