@@ -10,7 +10,7 @@ use bantam::{
     checkpoint::{Dtype, decode_to_f32, encode_from_f32},
     codec::{
         Codec, CodedRows, DenseRows, Granularity, MatrixParameters, RowSource, ScaleFormat, bits, float4, float8,
-        integer, mx, range,
+        integer, mx, range, sparse::select,
     },
     evaluate::{ErrorSums, measure},
 };
@@ -128,6 +128,31 @@ fn kernels(criterion: &mut Criterion) {
         });
     });
     drop(packed);
+
+    // What reading the weights and writing as much of them back costs is the copy above; compacted, a bit more than half
+    // is written.
+    let mut pruned = vec![0u8; BYTES];
+    let mut masks = vec![0u8; BYTES / 16];
+    group.bench_function("2:4 pruned, mask", |bench| {
+        bench.iter(|| {
+            let rows = source.chunks_exact(2 * COLUMNS).zip(pruned.chunks_exact_mut(2 * COLUMNS));
+            for ((row, out), mask) in rows.zip(masks.chunks_exact_mut(COLUMNS / 8)) {
+                black_box(select::prune_row(Dtype::BF16, row, out, mask));
+            }
+        });
+    });
+    group.bench_function("2:4 compacted", |bench| {
+        bench.iter(|| {
+            let rows = source.chunks_exact(2 * COLUMNS).zip(pruned.chunks_exact_mut(COLUMNS));
+            for ((row, values), indices) in rows.zip(masks.chunks_exact_mut(COLUMNS / 8)) {
+                black_box(select::compact_row(Dtype::BF16, row, values, indices));
+            }
+        });
+    });
+    group.bench_function("copy of half", |bench| {
+        bench.iter(|| pruned[..BYTES / 2].copy_from_slice(black_box(&source[..BYTES / 2])));
+    });
+    drop((pruned, masks));
 
     let codec = Codec::parse_name("int4-g128", ScaleFormat::BF16).unwrap();
     assert_eq!(codec.granularity, Granularity::Group(GROUP));

@@ -3,6 +3,7 @@
 pub mod awq;
 pub mod folding;
 pub mod gptq;
+pub mod mask;
 pub mod pvq;
 pub mod rotate;
 pub mod rtn;
@@ -30,6 +31,8 @@ pub enum Settings {
     SmoothQuantPlus(smoothquant_plus::Settings),
     /// AWQ.
     Awq(awq::Settings),
+    /// n:m masks.
+    Mask(mask::Settings),
     /// Pyramid vector quantization.
     Pvq(pvq::Settings),
     /// Vector quantization.
@@ -73,8 +76,17 @@ pub struct PassInfo {
 }
 
 /// All passes.
-pub const REGISTRY: &[PassInfo] =
-    &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO, rotate::INFO, pvq::INFO, vptq::INFO];
+pub const REGISTRY: &[PassInfo] = &[
+    rtn::INFO,
+    gptq::INFO,
+    smoothquant::INFO,
+    smoothquant_plus::INFO,
+    awq::INFO,
+    rotate::INFO,
+    mask::INFO,
+    pvq::INFO,
+    vptq::INFO,
+];
 
 /// One matrix as a pass sees it at plan time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +202,8 @@ pub struct Factoring {
     pub order: gptq::Order,
     /// Share of the correction for the lossy input, from 0 to 1.
     pub drift_share: f64,
+    /// Columns that stay together, where they are worked on in groups.
+    pub group: Option<usize>,
 }
 
 /// What an encoding makes of a set of matrices: their codecs, from settings and shapes alone where that is possible.
@@ -201,6 +215,8 @@ pub struct Choice {
     pub rotations: Option<Rotations>,
     /// The matrix whose codebooks it has.
     pub codebook_of: Option<String>,
+    /// How the mask is found that its codes keep to; none where all weights are coded, or the mask is the encoding.
+    pub mask: Option<mask::Settings>,
     /// The run-time treatment of activations.
     pub activations: Activations,
 }
@@ -273,15 +289,25 @@ impl Settings {
     #[must_use]
     pub fn factoring(&self) -> Option<Factoring> {
         match self {
-            Self::Gptq(gptq::Settings { solve, .. }) => {
-                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
-            }
-            Self::Pvq(pvq::Settings { solve, calibrated: true, .. }) => {
-                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
-            }
-            Self::Vptq(vptq::Settings { solve, calibrated: true, .. }) => {
-                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
-            }
+            Self::Gptq(gptq::Settings { solve, .. }) => Some(Factoring {
+                damping: solve.damping,
+                order: solve.order,
+                drift_share: solve.drift_share,
+                group: None,
+            }),
+            Self::Pvq(pvq::Settings { solve, calibrated: true, .. }) => Some(Factoring {
+                damping: solve.damping,
+                order: solve.order,
+                drift_share: solve.drift_share,
+                group: None,
+            }),
+            Self::Vptq(vptq::Settings { solve, calibrated: true, .. }) => Some(Factoring {
+                damping: solve.damping,
+                order: solve.order,
+                drift_share: solve.drift_share,
+                group: None,
+            }),
+            Self::Mask(settings) => settings.factoring(),
             _ => None,
         }
     }
@@ -297,6 +323,7 @@ impl Settings {
     pub fn needs_calibration(&self) -> bool {
         match self {
             Self::Rtn(_) | Self::Rotate(_) => false,
+            Self::Mask(settings) => settings.needs_calibration(),
             Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
             Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
         }
@@ -319,19 +346,24 @@ impl Settings {
             Self::Gptq(settings) => settings.number.codec(matrix),
             Self::Pvq(settings) => settings.choose(matrix),
             Self::Vptq(settings) => settings.choose(matrix),
+            Self::Mask(settings) => settings.choose(matrix),
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
 
     /// The encoder of one matrix that rounds to nearest in its number format: `rtn`'s work, and what `gptq` falls back to
-    /// where nothing is known of the input.
+    /// where nothing is known of the input. With a mask, that of the largest magnitudes.
     ///
     /// # Panics
     /// Panics for a transform, which has no number format and so no [`Choice`], and for codes of whole matrices.
     #[must_use]
     pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
         let codec = choice.codec.scalar().expect("codes of whole matrices have no encoder of rows");
-        self.number().expect("only encodings are chosen").encoder(matrix, codec)
+        let encoder = self.number().expect("only encodings are chosen").encoder(matrix, codec);
+        match &choice.mask {
+            Some(settings) => Box::new(mask::MaskedEncoder::new(encoder, settings.solve.pattern)),
+            None => encoder,
+        }
     }
 
     /// Encodes a whole matrix (rotated already, where it is to be stored rotated) without knowing its input. Random choices
@@ -363,6 +395,10 @@ impl Settings {
                 let solution = vptq::solve_nearest(&linear, weights.columns, &settings.solve)
                     .map_err(gptq::SolveError::into_codec)?;
                 Ok((solution.tensors, solution.report.deviations))
+            }
+            (Self::Mask(_), Whole::Sparse(sparse)) => {
+                let found = mask::magnitude(&weights.values, weights.rows, weights.columns, sparse.pattern())?;
+                Ok((sparse.encode(&weights.values, &found)?.into(), Deviations::new()))
             }
             _ => Err(CodecError::Missing { what: "encoder for this number format" }),
         }

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pyramid_decode
+import sparse_decode
 import vector_decode
 
 NAMES = {"mxfp4": "fp4-g32-e8m0", "mxfp8": "fp8-g32-e8m0", "nvfp4": "fp4-g16-e4m3"}
@@ -49,7 +50,7 @@ def unpack(rows, count, bits):
 
 
 def decode_turned(tensors, name, group, shape):
-    """Matrices that are stored rotated or as points of pyramids: each expert's matrix as a whole."""
+    """Matrices that are stored rotated, as points of pyramids or masked: each expert's matrix as a whole."""
     *stack, rows, columns = [*shape[:-2], *shape[:-3:-1]] if group["transposed"] else shape
     rotations = group.get("rotations") or {"inputs": False, "outputs": False, "seed": 0}
     plain = {**group, "rotations": None, "transposed": False}
@@ -62,6 +63,8 @@ def decode_turned(tensors, name, group, shape):
             matrix = pyramid_decode.pyramid(part, group["codec"], rows, columns)
         elif group["codec"].startswith("vptq"):
             matrix = vector_decode.vectors(part, group["codec"], group["scale_dtype"], rows, columns)
+        elif group["codec"].startswith("mask"):
+            matrix = sparse_decode.sparse(part, group["codec"], rows, columns)
         else:
             matrix = decode(tensors, name, plain, [*stack, rows, columns]).reshape(-1, rows, columns)[expert]
         if rotations["outputs"]:
@@ -74,7 +77,7 @@ def decode_turned(tensors, name, group, shape):
 
 
 def decode(tensors, name, group, shape):
-    if group.get("rotations") or group["codec"].startswith(("pvq", "vptq")):
+    if group.get("rotations") or group["codec"].startswith(("pvq", "vptq", "mask")):
         return decode_turned(tensors, name, group, shape)
     element, granularity, *rest = NAMES.get(group["codec"], group["codec"]).split("-")
     *stack, rows, columns = [*shape[:-2], *shape[:-3:-1]] if group["transposed"] else shape

@@ -6,7 +6,7 @@ use super::{
     options::Linear,
 };
 use crate::{
-    codec::{Codec, Element, Granularity},
+    codec::{Codec, Element, Granularity, sparse::Mask},
     passes::rtn::grid::{Grid, GroupScale},
 };
 
@@ -34,6 +34,8 @@ pub struct Chunk<'a> {
     pub levels: Vec<f32>,
     /// Scale and zero point of each group, the rows of one group after the other.
     pub groups: Vec<Vec<GroupScale>>,
+    /// Which weights a mask keeps, stored like the target; the levels of all others stay 0.
+    pub kept: Option<Vec<bool>>,
     /// Whether scales and zero points belong to this chunk, and may be changed by it.
     pub own_scales: bool,
 }
@@ -56,8 +58,24 @@ impl<'a> Chunk<'a> {
             target: transposed,
             levels: vec![0.0; columns * lanes],
             groups: vec![Vec::new(); linear.codec.groups_per_row(columns)],
+            kept: None,
             own_scales: matches!(linear.codec.granularity, Granularity::Channel | Granularity::Group(_)),
         }
+    }
+
+    /// Takes the rows of a mask. Padding is kept, as without one.
+    pub fn take_mask(&mut self, mask: &Mask) {
+        let mut kept = vec![true; self.target.len()];
+        for row in 0..self.rows {
+            let places = kept[row..].iter_mut().step_by(self.lanes);
+            places.enumerate().for_each(|(column, kept)| *kept = mask.keeps(self.first + row, column));
+        }
+        self.kept = Some(kept);
+    }
+
+    /// What the mask keeps of some columns, where there is one.
+    pub fn kept_of(&self, columns: std::ops::Range<usize>) -> Option<&[bool]> {
+        Some(&self.kept.as_ref()?[columns.start * self.lanes..columns.end * self.lanes])
     }
 
     /// Columns of a group; the last may be short.

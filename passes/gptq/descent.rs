@@ -18,6 +18,8 @@ pub struct Columns<'a> {
     pub scales: &'a Lanes,
     /// The element type.
     pub element: Element,
+    /// Which weights of these columns a mask keeps.
+    pub kept: Option<&'a [bool]>,
     /// Rows with padding.
     pub lanes: usize,
 }
@@ -41,6 +43,9 @@ impl Columns<'_> {
                     wanted[lane] = levels[lane] * step[lane] - slope[lane] / curvature;
                 }
                 lanes::round(self.element, &wanted, self.scales, &mut found);
+                if let Some(kept) = self.kept {
+                    lanes::keep_only(&mut found, &kept[column * lanes..][..lanes]);
+                }
                 let mut any = false;
                 for lane in 0..lanes {
                     let by = found[lane] * step[lane] - levels[lane] * step[lane];

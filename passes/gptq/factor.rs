@@ -44,6 +44,34 @@ impl Factor {
     /// # Errors
     /// [`SolveError::Length`]; [`SolveError::NotFinite`]. A singular H is no error: it is damped more.
     pub fn new(moments: &Moments, options: &SolveOptions) -> Result<Self, SolveError> {
+        Self::with_order(moments, options.damping, options.order, |diagonal| permutation(diagonal, options.order))
+    }
+
+    /// The factor for a sweep that works on groups of `width` neighbouring columns at once: groups by falling sum of their
+    /// second moments (or as they stand, with [`Order::None`]), columns of a group together; columns that are no whole
+    /// group come last.
+    ///
+    /// # Errors
+    /// As for [`Factor::new`].
+    pub fn grouped(moments: &Moments, damping: f64, order: Order, width: usize) -> Result<Self, SolveError> {
+        Self::with_order(moments, damping, Order::None, |diagonal| {
+            let width = width.max(1);
+            let mut groups: Vec<usize> = (0..diagonal.len() / width).collect();
+            if order != Order::None {
+                let sums: Vec<f64> = diagonal.chunks_exact(width).map(|group| group.iter().sum()).collect();
+                groups.sort_by(|a, b| sums[*b].total_cmp(&sums[*a]));
+            }
+            let whole = groups.len() * width;
+            groups.iter().flat_map(|group| group * width..(group + 1) * width).chain(whole..diagonal.len()).collect()
+        })
+    }
+
+    fn with_order(
+        moments: &Moments,
+        damping: f64,
+        order: Order,
+        permute: impl FnOnce(&[f64]) -> Vec<usize>,
+    ) -> Result<Self, SolveError> {
         let columns = moments.columns;
         let hessian = moments.hessian;
         SolveError::check("second moments", columns * columns, hessian.len())?;
@@ -57,7 +85,7 @@ impl Factor {
         let mean = diagonal.iter().sum::<f64>() / columns.max(1) as f64;
         let is_dead: Vec<bool> = diagonal.iter().map(|moment| *moment <= DEAD * mean).collect();
         let scale = if mean > 0.0 { mean } else { 1.0 };
-        let permutation = permutation(&diagonal, options.order);
+        let permutation = permute(&diagonal);
 
         let mut factor = Self {
             columns,
@@ -67,7 +95,7 @@ impl Factor {
             hessian: Vec::new(),
             added: Vec::new(),
             dead: (0..columns).filter(|column| is_dead[*column]).collect(),
-            damping: options.damping.max(0.0),
+            damping: damping.max(0.0),
             escalations: 0,
         };
         loop {
@@ -82,7 +110,7 @@ impl Factor {
                     (false, false) => moment,
                 }
             };
-            match upper_of(element, &permutation, options.order) {
+            match upper_of(element, &permutation, order) {
                 Ok((upper, permutation)) => {
                     factor.upper = upper;
                     factor.permutation = permutation;

@@ -80,6 +80,14 @@ pub fn round(element: Element, weights: &[f32], lanes: &Lanes, levels: &mut [f32
     }
 }
 
+/// Makes the levels that are not kept +0.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+pub fn keep_only(levels: &mut [f32], kept: &[bool]) {
+    for (level, kept) in levels.iter_mut().zip(kept) {
+        *level = if *kept { *level } else { 0.0 };
+    }
+}
+
 /// `to += factor · from`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 pub fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {

@@ -67,6 +67,8 @@ pub struct Local<'g> {
     grid: &'g Grid,
     block: &'g Block,
     lanes: usize,
+    /// Which of the group's weights a mask keeps.
+    kept: Option<Vec<bool>>,
     /// The group's optimum with all others fixed, in the order of the block.
     optimum: Vec<f32>,
     /// The best levels found, in the original order.
@@ -112,7 +114,8 @@ impl<'g> Local<'g> {
         let half = MatRef::from_column_major_slice(&half, lanes, width);
         let to = MatMut::from_column_major_slice_mut(&mut optimum, lanes, width);
         matmul(to, Accum::Add, half, upper, -1.0, Par::Seq);
-        Self { grid: chunk.grid, rescaled, block, lanes, optimum, levels, groups, before: losses.clone(), losses }
+        let kept = chunk.kept_of(columns).map(<[bool]>::to_vec);
+        Self { grid: chunk.grid, kept, rescaled, block, lanes, optimum, levels, groups, before: losses.clone(), losses }
     }
 
     /// Tries neighbouring scales and zero points.
@@ -174,6 +177,9 @@ impl<'g> Local<'g> {
             let weights = &done[place * lanes..];
             let levels = &mut levels[place * lanes..][..lanes];
             lanes::round(self.grid.element(), weights, &scales, levels);
+            if let Some(kept) = &self.kept {
+                lanes::keep_only(levels, &kept[self.block.order[place] * lanes..][..lanes]);
+            }
             let inverse = 1.0 / row[place];
             for lane in 0..lanes {
                 error[lane] = (weights[lane] - levels[lane] * scales.step[lane]) * inverse;

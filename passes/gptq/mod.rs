@@ -10,7 +10,7 @@
 //! This module is the mathematics alone: it sees matrices, not models. All loops work on fixed chunks of rows in which
 //! each column is one contiguous run, so that a step of the sweep is one vector operation over the rows.
 
-mod chunk;
+pub(super) mod chunk;
 mod descent;
 #[cfg(test)]
 mod device_tests;
@@ -18,6 +18,8 @@ mod factor;
 pub(in crate::passes) mod lanes;
 mod local;
 pub(in crate::passes) mod loss;
+#[cfg(test)]
+mod masked_tests;
 mod on_device;
 mod options;
 mod refine;
@@ -37,5 +39,5 @@ pub(in crate::passes) use loss::undamped;
 pub use on_device::solve_on;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
-pub use solve::{solve, solve_towards};
+pub use solve::{solve, solve_kept, solve_masked, solve_towards};
 pub(in crate::passes) use target::{Correction, corrected};

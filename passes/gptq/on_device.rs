@@ -66,7 +66,7 @@ pub fn solve_on(
     } else {
         None
     };
-    let prepared = match Prepared::new(factor, linear, options, target) {
+    let prepared = match Prepared::new(factor, linear, None, options, target) {
         Ok(prepared) => prepared,
         Err(error) => return Ok(Some(Err(error))),
     };

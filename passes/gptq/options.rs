@@ -144,6 +144,9 @@ pub enum SolveError {
     /// Outliers kept exact do not go with the sweep.
     #[error("weights kept exact beside the codes are not supported")]
     Outliers,
+    /// A mask asks for exact zeros, which zero points that are not whole do not give.
+    #[error("weights that a mask leaves out cannot be zero with zero points that are not whole")]
+    MaskedZero,
     /// The weights or the codec are at fault.
     #[error(transparent)]
     Codec(#[from] CodecError),

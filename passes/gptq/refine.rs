@@ -148,6 +148,7 @@ impl<'c, 'a> Refinement<'c, 'a> {
             stride: columns,
             scales: &scales,
             element: self.chunk.grid.element(),
+            kept: self.chunk.kept.as_ref().map(|kept| &kept[place.clone()]),
             lanes,
         };
         columns_of_group.descend(&mut self.chunk.levels[place.clone()], &mut own, &mut self.gains);

@@ -104,5 +104,8 @@ pub fn nearest(chunk: &Chunk) -> Vec<f32> {
             }
         }
     }
+    if let Some(kept) = &chunk.kept {
+        lanes::keep_only(&mut values, kept);
+    }
     values
 }

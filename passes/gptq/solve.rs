@@ -14,7 +14,7 @@ use super::{
     target::{self, Correction},
 };
 use crate::{
-    codec::{CodecError, CodedRows, Granularity, ZeroPoint, range},
+    codec::{CodecError, CodedRows, Granularity, ZeroPoint, range, sparse::Mask},
     passes::{Deviations, rtn::grid::GroupScale},
 };
 
@@ -43,15 +43,57 @@ pub fn solve_towards(
     residual: Option<&[f32]>,
     options: &SolveOptions,
 ) -> Result<Solution, SolveError> {
+    solve_masked(factor, moments, linear, residual, None, options)
+}
+
+/// The same for a layer of which a mask keeps some weights only: the codes of all others decode to exactly zero, and what
+/// that costs is made up for by those that are kept. With no mask it is [`solve_towards`].
+///
+/// # Errors
+/// As for [`solve`]; [`SolveError::MaskedZero`] where zero points are not whole, so that no code decodes to zero;
+/// [`SolveError::Length`] for a mask of another shape.
+pub fn solve_masked(
+    factor: &Factor,
+    moments: &Moments,
+    linear: &Linear,
+    residual: Option<&[f32]>,
+    mask: Option<&Mask>,
+    options: &SolveOptions,
+) -> Result<Solution, SolveError> {
+    if let Some(mask) = mask {
+        check_mask(factor, linear, mask)?;
+    }
     let corrects = check(factor, moments, linear, residual, options)?;
     let correction = Correction { drift: moments.drift, residual, share: options.drift_share };
     let target = corrects.then(|| target::corrected(factor, linear.weights, &correction));
-    let prepared = Prepared::new(factor, linear, options, target)?;
-    let job = prepared.job(factor, linear, options);
-    let columns = factor.columns;
-    let chunks = if columns == 0 { 0 } else { linear.rows.div_ceil(ROWS) };
-    let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * ROWS)).collect();
-    Ok(job.assemble(done))
+    let prepared = Prepared::new(factor, linear, mask, options, target)?;
+    Ok(prepared.job(factor, linear, options).run())
+}
+
+/// The same towards weights that a mask leaves and that are the best ones under it already: errors of the codes alone are
+/// made up for. Losses are still of the difference from the linear's own weights.
+///
+/// # Errors
+/// As for [`solve_masked`].
+pub fn solve_kept(
+    factor: &Factor,
+    moments: &Moments,
+    linear: &Linear,
+    kept: (&Mask, Vec<f32>),
+    options: &SolveOptions,
+) -> Result<Solution, SolveError> {
+    let (mask, target) = kept;
+    check_mask(factor, linear, mask)?;
+    check(factor, moments, linear, None, options)?;
+    SolveError::check("weights", linear.weights.len(), target.len())?;
+    let prepared = Prepared::new(factor, linear, Some(mask), options, Some(target))?;
+    Ok(prepared.job(factor, linear, options).run())
+}
+
+fn check_mask(factor: &Factor, linear: &Linear, mask: &Mask) -> Result<(), SolveError> {
+    SolveError::check("rows of the mask", linear.rows, mask.rows())?;
+    SolveError::check("columns of the mask", factor.columns, mask.columns())?;
+    if linear.codec.zero == ZeroPoint::Float { Err(SolveError::MaskedZero) } else { Ok(()) }
 }
 
 /// Whether the lengths fit and all numbers are finite; gives whether the target is corrected.
@@ -81,17 +123,19 @@ pub(super) fn check(
 }
 
 /// What all chunks of a layer need.
-pub(super) struct Prepared {
+pub(super) struct Prepared<'a> {
+    mask: Option<&'a Mask>,
     target: Option<Vec<f32>>,
     shared: Shared,
     blocks: Option<Blocks>,
 }
 
-impl Prepared {
+impl<'m> Prepared<'m> {
     /// For a target, where that is not the weights themselves.
     pub(super) fn new(
         factor: &Factor,
         linear: &Linear,
+        mask: Option<&'m Mask>,
         options: &SolveOptions,
         target: Option<Vec<f32>>,
     ) -> Result<Self, SolveError> {
@@ -100,15 +144,23 @@ impl Prepared {
         if let Some(index) = range::first_non_finite(values) {
             return Err(SolveError::Target { row: index / columns, column: index % columns });
         }
-        let shared = Shared::new(linear, values, columns, options)?;
+        let shared = match mask {
+            Some(mask) => {
+                // Scales are those of what is kept.
+                let mut kept = values.to_vec();
+                mask.apply(&mut kept)?;
+                Shared::new(linear, &kept, columns, options)?
+            }
+            None => Shared::new(linear, values, columns, options)?,
+        };
         let width = linear.codec.group_columns(columns);
         let blocks = if options.refine { Blocks::new(factor, width) } else { None };
-        Ok(Self { target, shared, blocks })
+        Ok(Self { mask, target, shared, blocks })
     }
 
     pub(super) fn job<'a>(&'a self, factor: &'a Factor, linear: &'a Linear<'a>, options: &'a SolveOptions) -> Job<'a> {
         let target = self.target.as_deref().unwrap_or(linear.weights);
-        Job { factor, linear, options, target, shared: &self.shared, blocks: self.blocks.as_ref() }
+        Job { factor, linear, options, target, mask: self.mask, shared: &self.shared, blocks: self.blocks.as_ref() }
     }
 }
 
@@ -127,6 +179,7 @@ pub(super) struct Job<'a> {
     pub(super) linear: &'a Linear<'a>,
     pub(super) options: &'a SolveOptions,
     pub(super) target: &'a [f32],
+    mask: Option<&'a Mask>,
     shared: &'a Shared,
     pub(super) blocks: Option<&'a Blocks>,
 }
@@ -138,8 +191,17 @@ impl<'a> Job<'a> {
         let rows = ROWS.min(self.linear.rows - first);
         let target = &weights[first * columns..][..rows * columns];
         let mut chunk = Chunk::new(self.factor, self.linear, &self.shared.grid, first, target);
+        if let Some(mask) = self.mask {
+            chunk.take_mask(mask);
+        }
         self.shared.put(&mut chunk);
         chunk
+    }
+
+    fn run(&self) -> Solution {
+        let chunks = if self.factor.columns == 0 { 0 } else { self.linear.rows.div_ceil(ROWS) };
+        let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| self.chunk(index * ROWS)).collect();
+        self.assemble(done)
     }
 
     fn chunk(&self, first: usize) -> Done {

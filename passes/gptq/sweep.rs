@@ -98,6 +98,10 @@ impl Sweep {
             let weights = &done[place * lanes..];
             let levels = &mut chunk.levels[column * lanes..][..lanes];
             lanes::round(chunk.grid.element(), weights, scales, levels);
+            if let Some(kept) = &chunk.kept {
+                // What has been pushed onto a weight that has to be zero is an error as any other.
+                lanes::keep_only(levels, &kept[column * lanes..][..lanes]);
+            }
             let row = &factor.upper[place * columns..][..block.end];
             let inverse = 1.0 / row[place];
             let error = &mut errors[(place - block.start) * lanes..][..lanes];
@@ -131,6 +135,9 @@ fn current(chunk: &Chunk, work: &[f32], group: usize, pending: &Pending) -> Vec<
                 lanes::add_scaled(&mut weights[start..], -chunk.factor.upper[earlier * columns + place], error);
             }
         }
+    }
+    if let Some(kept) = chunk.kept_of(chunk.columns_of(group)) {
+        lanes::keep_only(&mut weights, kept);
     }
     weights
 }

@@ -133,6 +133,7 @@ fn without_correlation_codes_are_those_of_round_to_nearest() {
                 codec: codec.clone().into(),
                 rotations: None,
                 codebook_of: None,
+                mask: None,
                 activations: crate::layout::Activations::None,
             };
             let encoder = settings.encoder(&matrix, &choice);

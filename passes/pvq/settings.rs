@@ -185,6 +185,7 @@ impl Settings {
             codec: Whole::Pyramid(pyramid).into(),
             rotations,
             codebook_of: None,
+            mask: None,
             activations: Activations::None,
         })
     }

@@ -253,6 +253,12 @@ impl Settings {
         };
         let outliers = (outliers > 0).then_some(OutlierCount { count: outliers });
         let codec = Codec { element, granularity, scale, zero, outliers };
-        Ok(Choice { codec: codec.into(), rotations: None, codebook_of: None, activations: self.activations })
+        Ok(Choice {
+            codec: codec.into(),
+            rotations: None,
+            codebook_of: None,
+            mask: None,
+            activations: self.activations,
+        })
     }
 }

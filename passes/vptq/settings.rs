@@ -243,6 +243,7 @@ impl Settings {
             codec: Whole::Vector(format).into(),
             rotations: None,
             codebook_of: None,
+            mask: None,
             activations: Activations::None,
         })
     }

@@ -81,6 +81,9 @@ fn rows(plan: &Plan) -> BTreeMap<(String, String), Row> {
             Action::Copy => format!("{} as is", unit.codec_name()),
             Action::Decode => format!("{} decoded", unit.codec_name()),
             Action::Transform => format!("{} scaled", unit.codec_name()),
+            Action::Encode(encode) if encode.choice.mask.is_some() => {
+                format!("{} {}", encode.mask_name().unwrap_or_default(), unit.codec_name())
+            }
             Action::Encode(_) => unit.codec_name(),
         };
         let row = rows.entry((without_index(&unit.role), fate)).or_default();

@@ -95,6 +95,26 @@ pub enum CodecError {
         /// What is wrong.
         what: &'static str,
     },
+    /// A pattern of kept weights that no mask has.
+    #[error("keeping {keep} of each {of} weights is not supported, expected at least 1 and fewer than all of 2 to 8")]
+    Pattern {
+        /// Weights kept of each group.
+        keep: usize,
+        /// Weights of a group.
+        of: usize,
+    },
+    /// A mask that does not keep what its pattern says.
+    #[error("the mask keeps {kept} weights of row {row} from column {column} on where it has to keep {expected}")]
+    Mask {
+        /// Row of the first such group.
+        row: usize,
+        /// Its first column.
+        column: usize,
+        /// Weights that it keeps.
+        kept: usize,
+        /// Weights that it has to keep.
+        expected: usize,
+    },
     /// A pyramid that no matrix is stored in.
     #[error("{}: {problem}", .pyramid.name())]
     Pyramid {

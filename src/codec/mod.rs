@@ -11,6 +11,7 @@ pub mod integer;
 pub mod mx;
 pub mod pyramid;
 pub mod range;
+pub mod sparse;
 pub mod vector;
 
 mod coded;

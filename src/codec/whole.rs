@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Pyramid, ScaleFormat, VectorFormat};
+use super::{CodecError, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -13,6 +13,8 @@ pub enum Whole {
     Pyramid(Pyramid),
     /// Indices of centroids.
     Vector(VectorFormat),
+    /// Some of each so many weights.
+    Sparse(Sparse),
 }
 
 /// One stored tensor of a coded matrix.
@@ -44,6 +46,7 @@ impl Whole {
         match self {
             Self::Pyramid(pyramid) => pyramid.name(),
             Self::Vector(format) => format.name(),
+            Self::Sparse(sparse) => sparse.name(),
         }
     }
 
@@ -51,7 +54,8 @@ impl Whole {
     #[must_use]
     pub fn parse_name(name: &str, storage: ScaleFormat) -> Option<Self> {
         let vector = || VectorFormat::parse_name(name, storage).map(Self::Vector);
-        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector)
+        let sparse = || Sparse::parse_name(name, storage.into()).map(Self::Sparse);
+        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse)
     }
 
     /// The type of stored floats.
@@ -60,6 +64,7 @@ impl Whole {
         match self {
             Self::Pyramid(_) => Dtype::F16,
             Self::Vector(format) => format.storage.into(),
+            Self::Sparse(sparse) => sparse.dtype,
         }
     }
 
@@ -71,6 +76,7 @@ impl Whole {
         match self {
             Self::Pyramid(pyramid) => pyramid.validate(rows, columns),
             Self::Vector(format) => format.validate(rows, columns),
+            Self::Sparse(sparse) => sparse.validate(rows, columns),
         }
     }
 
@@ -85,7 +91,8 @@ impl Whole {
             Self::Vector(format) if format.validate(rows, columns).is_ok() => {
                 format.tensors(rows, columns).into_iter().map(stored).collect()
             }
-            Self::Vector(_) => Vec::new(),
+            Self::Sparse(sparse) if sparse.validate(rows, columns).is_ok() => sparse.tensors(rows, columns),
+            Self::Vector(_) | Self::Sparse(_) => Vec::new(),
         }
     }
 
@@ -103,6 +110,7 @@ impl Whole {
         match self {
             Self::Pyramid(pyramid) => pyramid.decode(rows, columns, stored),
             Self::Vector(format) => format.decode(rows, columns, stored, format.storage),
+            Self::Sparse(sparse) => sparse.decode(rows, columns, stored),
         }
     }
 }

@@ -297,7 +297,7 @@ impl Layout for Bantam {
 }
 
 /// The shape of the dense tensor as it would be stored.
-fn dense_shape(matrix: &MatrixSpec) -> Vec<usize> {
+pub(super) fn dense_shape(matrix: &MatrixSpec) -> Vec<usize> {
     let mut shape = per_row(matrix.experts, matrix.rows, matrix.columns);
     if matrix.transposed {
         let last = shape.len() - 1;

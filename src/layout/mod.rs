@@ -182,6 +182,10 @@ pub trait Layout: Send + Sync {
     }
     /// The tensors that the matrix becomes, in a fixed order. Exact: sizes follow from shape and codec.
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec>;
+    /// The number format that readers find; none where the matrix is stored as a plain tensor.
+    fn reads_back(&self, matrix: &MatrixSpec) -> Option<Coding> {
+        Some(matrix.codec.clone())
+    }
     /// Packs one expert's matrix (the only one where there are no experts) of a format whose codes are of whole matrices.
     fn pack_whole(&self, _matrix: &MatrixSpec, _expert: usize, _stored: StoredMatrix) -> Vec<Piece> {
         Vec::new()

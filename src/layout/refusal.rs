@@ -1,7 +1,7 @@
 //! Why a layout cannot hold a matrix, and the checks that several layouts share.
 
 use super::{Activations, MatrixSpec};
-use crate::codec::Granularity;
+use crate::codec::{Granularity, Whole};
 
 /// Why a layout cannot hold a matrix in a codec.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,13 @@ pub(super) fn plain_matrix(layout: &str, matrix: &MatrixSpec) -> Result<(), Refu
     }
     if matrix.transposed {
         return refuse("has no matrices stored as [input, output]");
+    }
+    if let Some(Whole::Sparse(_)) = matrix.codec.whole() {
+        return Err(Refusal::Format(format!(
+            "layout `{layout}` has no masked weights without codes, but `{}` is such a matrix; use layout `dense` or \
+             `bantam`, or encode it",
+            matrix.name
+        )));
     }
     if matrix.codec.whole().is_some() {
         return refuse("has a code for each weight and no codes of whole vectors");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit, memory, shards, small_files, solving,
+    Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit, masks, memory, shards, small_files, solving,
 };
 use crate::{
     Result,
@@ -12,7 +12,7 @@ use crate::{
     layout::{Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout},
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
-    passes::{self, Choice, Kind, Matrix, Settings, vptq},
+    passes::{self, Choice, Kind, Matrix, Settings, mask, vptq},
     recipe::{Assignment, NonFinite, Recipe},
 };
 
@@ -37,14 +37,17 @@ struct Wish<'a> {
     settings: Settings,
     /// From a transform of its own.
     rotations: Option<Rotations>,
+    /// Likewise.
+    mask: Option<mask::Settings>,
     /// Whether the model has a bias beside it.
     bias: bool,
 }
 
 impl Wish<'_> {
-    /// The choice, rotated as the wish says.
-    fn rotated(&self, mut choice: Choice) -> Choice {
+    /// The choice, rotated and masked as the wish says.
+    fn transformed(&self, mut choice: Choice) -> Choice {
         choice.rotations = choice.rotations.or(self.rotations);
+        choice.mask.clone_from(&self.mask);
         choice
     }
 
@@ -80,6 +83,10 @@ impl Plan {
         let wishes = wishes(inputs, target.as_ref(), &assignments)?;
         let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes)?;
         share_codebooks(inputs, &wishes, &mut choices)?;
+        for (wish, choice) in wishes.iter().zip(&choices) {
+            let rule = &recipe.passes[wish.rule];
+            masks::check(&rule.pass, rule.line, &wish.tensor.name, wish.matrix.experts, choice)?;
+        }
         let mut encodes: BTreeMap<&str, Encode> = BTreeMap::new();
         for (wish, choice) in wishes.iter().zip(choices) {
             match accept(inputs, target.as_ref(), wish, choice)? {
@@ -89,6 +96,7 @@ impl Plan {
                 Err(fallback) => fallbacks.push(fallback),
             }
         }
+        notes.extend(masks::dense_columns(encodes.values()));
         if recipe.non_finite == NonFinite::Keep {
             keep_non_finite(inputs, &mut encodes, &mut fallbacks, &mut notes);
         }
@@ -110,8 +118,10 @@ impl Plan {
 fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment]) -> Result<Vec<Wish<'a>>> {
     let mut wishes = Vec::new();
     let mut rotations = rotations(inputs, assignments)?;
+    let mut masks = masks::masks(inputs.recipe, assignments)?;
     for Assignment { rule, tensor: name, settings } in assignments.iter().cloned() {
-        if inputs.recipe.passes[rule].kind == Kind::Transform {
+        let alone = matches!(settings, Settings::Mask(_)) && masks.get(&name).is_some_and(|mask| mask.alone);
+        if inputs.recipe.passes[rule].kind == Kind::Transform && !alone {
             continue;
         }
         let (Some(tensor), Some(mapped)) = (inputs.source.tensor(&name), inputs.model.tensor(&name)) else { continue };
@@ -141,10 +151,11 @@ fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment
             float_zero_allowed: target.float_zero_allowed(),
         };
         let rotations = rotations.remove(&name);
+        let mask = masks.remove(&name).filter(|mask| !mask.alone).map(|mask| mask.settings);
         let bias = name
             .strip_suffix(".weight")
             .is_some_and(|module| inputs.source.tensor(&format!("{module}.bias")).is_some());
-        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, bias });
+        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, mask, bias });
     }
     if let Some((tensor, _)) = rotations.into_iter().next() {
         return Err(PlanError::RotatedDense { tensor }.into());
@@ -190,7 +201,7 @@ fn choose(
                 .settings
                 .codec(&wish.matrix)
                 .map_err(|error| PlanError::setting(&rule.pass, rule.line, &wish.tensor.name, error))?;
-            choices.push(Some(wish.rotated(choice)));
+            choices.push(Some(wish.transformed(choice)));
         }
     }
     for (rule, members) in by_rule {
@@ -219,7 +230,7 @@ fn choose(
             other => other,
         })?;
         for (index, choice) in members.into_iter().zip(chosen) {
-            choices[index] = Some(wishes[index].rotated(choice));
+            choices[index] = Some(wishes[index].transformed(choice));
         }
     }
     Ok(choices.into_iter().flatten().collect())

@@ -78,6 +78,18 @@ pub enum PlanError {
         /// The tensor.
         tensor: String,
     },
+    /// A masked matrix is asked for something that masks do not go with.
+    #[error("rule `{pass}` (recipe line {line}) cannot take `{tensor}`, which `mask_2_4` masks: {problem}")]
+    Masked {
+        /// The pass.
+        pass: String,
+        /// Its line.
+        line: usize,
+        /// The tensor.
+        tensor: String,
+        /// What does not go together.
+        problem: &'static str,
+    },
     /// Two output tensors would have one name.
     #[error("two tensors of the artifact would be named `{name}` (from `{first}` and `{second}`)")]
     NameTwice {
@@ -172,6 +184,7 @@ impl PlanError {
             | Self::UnseenInput { .. }
             | Self::RotatedDense { .. }
             | Self::ScaledAfterRotation { .. }
+            | Self::Masked { .. }
             | Self::Together { .. }
             | Self::Choice { .. } => ExitCode::Usage,
         }
@@ -193,6 +206,7 @@ impl PlanError {
                     .into()
             }
             Self::ScaledAfterRotation { .. } => "put the `rotate` rule after it".into(),
+            Self::Masked { .. } => "name the tensor in the `skip` of one of the two rules".into(),
             Self::NoConfig { .. } => "use layout `dense` or `bantam`, or add the model's config.json".into(),
             Self::Memory { smallest_bytes, threads, .. } if *threads > 1 => {
                 format!("give --max-memory {smallest_bytes} or more, or fewer --threads")

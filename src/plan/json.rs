@@ -18,6 +18,7 @@ impl Plan {
                     "action": unit.action.name(),
                     "pass": match &unit.action { Action::Encode(encode) => Some(encode.pass.as_str()), _ => None },
                     "codec": unit.codec_name(),
+                    "mask": match &unit.action { Action::Encode(encode) => encode.mask_name(), _ => None },
                     "shape": unit.shape,
                     "source_bytes": unit.source_bytes,
                     "bytes": unit.bytes(),

@@ -96,7 +96,7 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         fixed += unit.source_bytes;
     }
     if let Action::Encode(encode) = &unit.action {
-        if encode.settings.needs_calibration() {
+        if encode.settings.needs_calibration() || encode.is_solved() {
             // The codes that calibration found, a byte each, and the file they come from.
             fixed += 2 * unit.weights + unit.bytes();
         }

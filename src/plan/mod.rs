@@ -7,6 +7,7 @@ mod build;
 mod disk;
 mod error;
 mod json;
+mod masks;
 mod memory;
 mod shards;
 mod small_files;
@@ -26,7 +27,7 @@ use crate::{
     compute::AdapterKind,
     layout::{LayoutName, MatrixSpec, TensorSpec},
     manifest::Fallback,
-    passes::{Choice, Matrix, Settings},
+    passes::{Choice, Factoring, Matrix, Settings, mask},
     recipe::NonFinite,
     solve::SolvePlan,
 };
@@ -222,11 +223,40 @@ pub struct Encode {
 }
 
 impl Encode {
+    /// Whether its mask or its codes are found under second moments of the input.
+    #[must_use]
+    pub fn is_solved(&self) -> bool {
+        self.factorings().next().is_some()
+    }
+
+    /// How those are factored: for the mask before the codes, then for the codes.
+    pub fn factorings(&self) -> impl Iterator<Item = Factoring> {
+        let mask = self.choice.mask.as_ref().and_then(mask::Settings::factoring);
+        mask.into_iter().chain(self.settings.factoring())
+    }
+
+    /// How many of how many weights are kept, in short: `2of4`.
+    #[must_use]
+    pub fn mask_name(&self) -> Option<String> {
+        let mask::Pattern { keep, of } = self.mask()?.solve.pattern;
+        Some(format!("{keep}of{of}"))
+    }
+
+    /// How its mask is found, whether codes follow or not.
+    #[must_use]
+    pub fn mask(&self) -> Option<&mask::Settings> {
+        match &self.settings {
+            Settings::Mask(settings) => Some(settings),
+            _ => self.choice.mask.as_ref(),
+        }
+    }
+
     /// The passes that the matrix goes through but those that scale it.
     #[must_use]
     pub fn passes(&self) -> Vec<String> {
         let rotate = self.rotated.then(|| crate::passes::rotate::INFO.name.to_owned());
-        rotate.into_iter().chain([self.pass.clone()]).collect()
+        let mask = self.choice.mask.as_ref().map(|_| mask::INFO.name.to_owned());
+        rotate.into_iter().chain(mask).chain([self.pass.clone()]).collect()
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn solve_plan(
     let mut transforms: Vec<(usize, TransformRule)> = Vec::new();
     for assignment in assignments {
         let rule = &recipe.passes[assignment.rule];
-        if rule.kind != Kind::Transform || matches!(assignment.settings, Settings::Rotate(_)) {
+        if rule.kind != Kind::Transform || matches!(assignment.settings, Settings::Rotate(_) | Settings::Mask(_)) {
             continue;
         }
         let same = |(index, known): &&mut (usize, TransformRule)| {
@@ -43,11 +43,8 @@ pub(super) fn solve_plan(
             transforms.push((assignment.rule, rule));
         }
     }
-    let solved: Vec<(&str, &Encode)> = encodes
-        .iter()
-        .filter(|(_, encode)| encode.settings.is_solved())
-        .map(|(name, encode)| (*name, encode))
-        .collect();
+    let solved: Vec<(&str, &Encode)> =
+        encodes.iter().filter(|(_, encode)| encode.is_solved()).map(|(name, encode)| (*name, encode)).collect();
     let fixed: Vec<(&str, &Encode)> = encodes
         .iter()
         .filter(|(_, encode)| encode.choice.activations == Activations::Static)
@@ -81,10 +78,7 @@ pub(super) fn solve_plan(
             ),
         });
     }
-    let drift = solved
-        .iter()
-        .filter_map(|(_, encode)| encode.settings.factoring())
-        .any(|factoring| factoring.drift_share > 0.0);
+    let drift = solved.iter().flat_map(|(_, encode)| encode.factorings()).any(|factoring| factoring.drift_share > 0.0);
     let compressed = calibration.predecessor == Predecessor::Compressed && !(solved.is_empty() && fixed.is_empty());
     let solved_bytes = solved.iter().map(|(_, encode)| (encode.matrix.rows * encode.matrix.columns) as u64).sum();
     let mut plan = SolvePlan {
@@ -96,6 +90,7 @@ pub(super) fn solve_plan(
         encodes: !solved.is_empty(),
         shared: solved.iter().any(|(_, encode)| encode.choice.codebook_of.is_some()),
         rotated: solved.iter().any(|(_, encode)| encode.choice.rotations.is_some_and(|rotations| rotations.inputs)),
+        masked: solved.iter().any(|(_, encode)| encode.mask().is_some()),
         touched: touched(&model, &transforms, inputs),
         transforms: transforms.into_iter().map(|(_, rule)| rule).collect(),
         model,

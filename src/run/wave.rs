@@ -212,7 +212,7 @@ impl<'a> UnitState<'a> {
 
 /// What calibration found of a matrix that is encoded as a whole; empty where nothing had to be known.
 fn solved_matrices(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Vec<(CodedMatrix, Deviations)> {
-    let Some(found) = context.found.filter(|_| encode.settings.is_solved()) else { return Vec::new() };
+    let Some(found) = context.found.filter(|_| encode.is_solved()) else { return Vec::new() };
     let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
     let experts = encode.matrix.experts.unwrap_or(1);
     let codes = |expert| found.solutions.matrix(&unit.name, expert, &encode.choice.codec, rows, columns);
@@ -233,7 +233,7 @@ fn transformed<'a>(context: &Context<'a>, unit: &Unit) -> Result<Box<dyn RowSour
 /// The encoder of a unit: it hands out what calibration found, or rounds to nearest.
 fn encoder(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Box<dyn MatrixEncoder> {
     let (codec, experts) = (encode.matrix.scalar(), encode.matrix.experts.unwrap_or(1));
-    let solved = encode.settings.is_solved().then_some(context.found).flatten().and_then(|found| {
+    let solved = encode.is_solved().then_some(context.found).flatten().and_then(|found| {
         found.solutions.encoder(&unit.name, codec, experts, encode.matrix.expert_rows(), encode.matrix.columns)
     });
     match solved {

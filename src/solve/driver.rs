@@ -334,7 +334,7 @@ impl<'a> Worker<'a> {
         self.solve_shared(source, linears, &moments, &mut factors)?;
         for linear in linears {
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
-            if encode.settings.is_solved() {
+            if encode.is_solved() {
                 let weights = linear.read_weight(source)?;
                 let deny = self.job.deny_fallbacks;
                 solve_linear(&mut self.solutions, encode, linear, &weights, &moments, &mut factors, deny)?;
@@ -345,9 +345,7 @@ impl<'a> Worker<'a> {
 
     /// Whether a stage has a linear that is solved with second moments.
     pub(super) fn is_solved(&self, linears: &[LinearSpec]) -> bool {
-        linears
-            .iter()
-            .any(|linear| self.encodes.get(linear.weight.as_str()).is_some_and(|encode| encode.settings.is_solved()))
+        linears.iter().any(|linear| self.encodes.get(linear.weight.as_str()).is_some_and(|encode| encode.is_solved()))
     }
 
     fn solve_stage(

@@ -71,7 +71,7 @@ impl<'a> Worker<'a> {
             let range =
                 self.static_encode(linear).is_none() || self.solutions.inputs.contains_key(linear.weight.as_str());
             let codes = match self.encodes.get(linear.weight.as_str()) {
-                Some(encode) if encode.settings.is_solved() => {
+                Some(encode) if encode.is_solved() => {
                     self.solutions.solved(&linear.weight, linear.expert.unwrap_or(0)).is_some()
                 }
                 _ => true,

@@ -13,7 +13,7 @@ use crate::{
         vptq,
     },
     plan::Encode,
-    solve::{Moments, Note, Part, Solutions, SolveFailure, Solved, on_device, record::Step},
+    solve::{Moments, Note, Part, Solutions, SolveFailure, Solved, masks, on_device, record::Step},
 };
 
 /// A matrix in memory as the source of its own rows.
@@ -95,8 +95,8 @@ pub fn nearest(encode: &Encode, tensor: &str, weights: &Matrix) -> std::result::
     Ok(Stored { coded, deviations, decoded })
 }
 
-/// What makes two factors of one input differ: damping, order, rotation.
-type Way = (u64, gptq::Order, Option<Rotations>);
+/// What makes two factors of one input differ: damping, order, rotation, columns that stay together.
+type Way = (u64, gptq::Order, Option<Rotations>, Option<usize>);
 
 /// The factors of one input, one for each way of factoring that its linears ask for; and what is solved with them where.
 #[derive(Default)]
@@ -127,14 +127,17 @@ impl<'d> Factors<'d> {
         {
             self.rotated.push((rotations, moments.rotated(&rotations)));
         }
-        let key = (factoring.damping.to_bits(), factoring.order, rotations);
+        let key = (factoring.damping.to_bits(), factoring.order, rotations, factoring.group);
         let found = rotations.and_then(|rotations| self.rotated.iter().find(|(known, _)| *known == rotations));
         let moments = found.map_or(moments, |(_, moments)| moments);
         if !self.known.iter().any(|(known, _)| *known == key) {
             let options =
                 SolveOptions { damping: factoring.damping, order: factoring.order, ..SolveOptions::default() };
-            let factor = Factor::new(&view(moments), &options)
-                .map_err(|source| SolveFailure::Matrix { tensor: tensor.to_owned(), source })?;
+            let factor = match factoring.group {
+                Some(width) => Factor::grouped(&view(moments), factoring.damping, factoring.order, width),
+                None => Factor::new(&view(moments), &options),
+            };
+            let factor = factor.map_err(|source| SolveFailure::Matrix { tensor: tensor.to_owned(), source })?;
             self.known.push((key, factor));
         }
         let at = self.known.iter().position(|(known, _)| *known == key).unwrap_or_default();
@@ -142,7 +145,7 @@ impl<'d> Factors<'d> {
     }
 }
 
-fn view(moments: &Moments) -> gptq::Moments<'_> {
+pub(super) fn view(moments: &Moments) -> gptq::Moments<'_> {
     moments.view()
 }
 
@@ -164,7 +167,9 @@ pub fn solve_linear(
     deny: bool,
 ) -> Result<Matrix> {
     let name = &linear.weight;
-    let Some(factoring) = encode.settings.factoring() else { return Ok(nearest(encode, name, weights)?.decoded) };
+    if !encode.is_solved() {
+        return Ok(nearest(encode, name, weights)?.decoded);
+    }
     let expert = linear.expert.unwrap_or(0);
     let coding = &encode.choice.codec;
     let Matrix { rows, columns, .. } = *weights;
@@ -193,10 +198,25 @@ pub fn solve_linear(
         solutions.keep(name, linear.expert, coding, &coded, solved, &deviations)?;
         return Ok(decoded);
     }
-    let (rotations, device) = (encode.choice.rotations, factors.device);
-    let (factor, turned) = solutions.clock.time(Part::Factor, || factors.of(moments, factoring, rotations, name))?;
-    let (coded, report, note) =
-        solutions.clock.time(Part::Solve, || solve_known(encode, name, weights, factor, turned, device))?;
+    let (coded, report, note, damping) = match (encode.mask(), encode.settings.factoring()) {
+        (None, Some(factoring)) => {
+            let (rotations, device) = (encode.choice.rotations, factors.device);
+            let (factor, turned) =
+                solutions.clock.time(Part::Factor, || factors.of(moments, factoring, rotations, name))?;
+            let (coded, report, note) =
+                solutions.clock.time(Part::Solve, || solve_known(encode, name, weights, factor, turned, device))?;
+            (coded, report, note, factor.damping())
+        }
+        (Some(settings), _) => {
+            solutions.clock.time(Part::Factor, || {
+                encode.factorings().try_for_each(|way| factors.of(moments, way, None, name).map(drop))
+            })?;
+            let masked = || masks::solve(encode, settings, name, weights, moments, factors);
+            let masks::Masked { coded, report, damping } = solutions.clock.time(Part::Solve, masked)?;
+            (coded, report, Note::default(), damping)
+        }
+        (None, None) => return Ok(nearest(encode, name, weights)?.decoded),
+    };
     if deny && note.failures > 0 {
         denied(&[(DEVICE_FAILED, note.failures)].into())?;
     }
@@ -209,7 +229,7 @@ pub fn solve_linear(
         loss_nearest: report.loss_nearest / per_token,
         loss_sweep: report.loss_sweep.map(|loss| loss / per_token),
         loss: report.loss_refined / per_token,
-        damping: factor.damping(),
+        damping,
     };
     solutions.keep(name, linear.expert, coding, &coded, solved, &deviations)?;
     Ok(decoded(encode, &coded, rows, columns).map_err(codec_error)?)

@@ -35,6 +35,8 @@ pub struct SolvePlan {
     pub rotated: bool,
     /// Whether any share codebooks, and so are found together.
     pub shared: bool,
+    /// Whether any of them is masked, which has a factor of its own.
+    pub masked: bool,
     /// The transforms, in the recipe's order.
     pub transforms: Vec<TransformRule>,
     /// Tensors that transforms change, and which passes do it.
@@ -164,9 +166,12 @@ impl SolvePlan {
         let largest = if self.shared { weights.sum() } else { weights.max().unwrap_or(0) };
         let rotated =
             if self.rotated { self.wanted().bytes(linears.first().map_or(0, |linear| linear.columns)) } else { 0 };
-        let factor = if self.encodes { 12 * columns * columns + rotated } else { 0 };
+        let masked = if self.masked { 12 * columns * columns } else { 0 };
+        let factor = if self.encodes { 12 * columns * columns + rotated + masked } else { 0 };
         // Rotated: the weights, the residual's moments, and what is decoded.
         let copies = if self.rotated { 13 + 12 } else { 13 };
+        // Masked: the weights kept, and what is stored of them as it is written and read.
+        let copies = if self.masked { copies + 12 } else { copies };
         if self.encodes || self.compressed { factor + copies * largest } else { 0 }
     }
 }

@@ -14,6 +14,7 @@ mod fold_tests;
 mod folding;
 mod gather;
 mod inputs;
+mod masks;
 mod matrices;
 mod memory;
 mod moments;

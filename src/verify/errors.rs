@@ -83,6 +83,8 @@ fn is_transformed(tensor: &OutputTensor) -> bool {
             .any(|info| info.name == pass.as_str() && info.kind == crate::passes::Kind::Transform)
             // Undone when the tensor is read.
             && pass != crate::passes::rotate::INFO.name
+            // Measured against the weights before.
+            && pass != crate::passes::mask::INFO.name
     };
     tensor.passes.iter().any(transform)
 }

@@ -279,7 +279,8 @@ pub(super) fn logical(manifest: &Manifest, artifact: &LogicalCheckpoint) -> Vec<
             continue;
         };
         let codec = found.codec.as_ref().map(crate::codec::Coding::name);
-        let stated = tensor.matrix.as_ref().map(|matrix| matrix.codec.name());
+        let stated = tensor.matrix.as_ref().and_then(|matrix| layout_of(manifest.layout).reads_back(matrix));
+        let stated = stated.as_ref().map(crate::codec::Coding::name);
         if found.shape != tensor.shape || codec != stated {
             let describe =
                 |codec: Option<String>, shape: &[usize]| format!("{} {shape:?}", codec.as_deref().unwrap_or("plain"));

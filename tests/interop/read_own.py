@@ -4,7 +4,8 @@
 usage: read_own.py JOBS.json RESULTS.json          (jobs and results as in read_with.py)
 
 The decoder is NumPy alone and was written from the page, not from the code: it stands for the user who has to read an
-artifact without bantam. Dense tensors must be the source's, bit for bit.
+artifact without bantam. Dense tensors must be the source's, bit for bit. A plain artifact needs no decoder: its tensors
+are compared as they are.
 """
 
 import json
@@ -22,14 +23,9 @@ LIMIT = 1e-6
 
 
 def compare(job: dict) -> dict:
-    with tempfile.TemporaryDirectory() as out:
-        done = subprocess.run([sys.executable, str(DECODER), job["artifact"], out], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{DECODER.name}: {' '.join(done.stderr.split())[-300:]}")
-        theirs = {path.name.removesuffix(".npy"): np.load(path) for path in pathlib.Path(out).glob("*.npy")}
-    ours = {name: tensor.float().numpy() for name, tensor in load_all(job["dense"]).items()}
     source = {name: tensor.float().numpy() for name, tensor in load_all(job["source"]).items()}
+    theirs = changed(job, source) if job["format"] == "dense" else decoded(job)
+    ours = {name: tensor.float().numpy() for name, tensor in load_all(job["dense"]).items()}
 
     problems, worst, moved = [], 0.0, 0.0
     if ours.keys() != source.keys():
@@ -52,6 +48,26 @@ def compare(job: dict) -> dict:
         problems.append("no weight differs from the source: nothing was compressed")
     figures = {"weights": worst, "weight_limit": LIMIT, "to_source": moved, "linears": len(theirs)}
     return {"name": job["name"], "passed": not problems, "figures": figures, "message": "; ".join(problems)}
+
+
+def decoded(job: dict) -> dict:
+    """What the decoder makes of the artifact's coded matrices."""
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run([sys.executable, str(DECODER), job["artifact"], out], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{DECODER.name}: {' '.join(done.stderr.split())[-300:]}")
+        return {path.name.removesuffix(".npy"): np.load(path) for path in pathlib.Path(out).glob("*.npy")}
+
+
+def changed(job: dict, source: dict) -> dict:
+    """The tensors of a plain artifact that a mask changed: two of each four weights of a row are zero."""
+    tensors = {name: tensor.float().numpy() for name, tensor in load_all(job["artifact"]).items()}
+    masked = {name: tensor for name, tensor in tensors.items() if not np.array_equal(tensor, source[name])}
+    for name, tensor in masked.items():
+        if ((tensor.reshape(-1, 4) == 0).sum(axis=1) < 2).any():
+            raise RuntimeError(f"{name} keeps more than two of four weights")
+    return masked
 
 
 def load_all(folder: str) -> dict:

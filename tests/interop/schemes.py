@@ -63,7 +63,7 @@ def format_of(config: dict) -> str:
 
 def reader_of(format_name: str) -> str | None:
     """Which reader a format has; `None` where there is none."""
-    if format_name == "bantam":
+    if format_name in ("bantam", "dense"):
         return "numpy"
     if format_name in ("gptq", "gptq_v2", "awq"):
         return "gptqmodel"

@@ -23,6 +23,7 @@ mod pyramid;
 mod quantize;
 mod rank_update;
 mod rotate;
+mod select;
 mod source;
 mod triangular_solve;
 mod vectors;
@@ -50,6 +51,7 @@ pub use pyramid::{PyramidTables, pyramid_search};
 pub use quantize::{Coding, Scales, dequantize, quantize};
 pub use rank_update::SecondMoments;
 pub use rotate::Angles;
+pub use select::{Selected, select_2_4};
 pub use source::{Source, SourceFormat, convert, error_sums, extents};
 pub use triangular_solve::solve_lower;
 

@@ -5,6 +5,7 @@ mod codes;
 mod errors;
 mod extents;
 mod pyramid;
+mod select;
 
 use half::{bf16, f16};
 

@@ -1,0 +1,155 @@
+//! What a recipe may say about `mask_2_4`.
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use toml::{Table, Value};
+
+use super::{Criterion, MaskOptions, Pattern};
+use crate::{
+    codec::{Whole, sparse::Sparse},
+    layout::Activations,
+    passes::{Choice, Factoring, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, gptq::Order},
+};
+
+/// The registry entry.
+pub const INFO: PassInfo = PassInfo {
+    name: "mask_2_4",
+    kind: Kind::Transform,
+    keys: KEYS,
+    default_select: &["linear"],
+    default_skip: &["head"],
+    parse,
+};
+
+/// All keys, sorted.
+pub const KEYS: &[&str] = &[
+    "asymmetric",
+    "block_size",
+    "criterion",
+    "damping",
+    "keep",
+    "of",
+    "refit",
+    "refit_steps",
+    "search_rounds",
+    "tolerance",
+];
+
+/// The words for criteria.
+const CRITERIA: [(&str, Criterion); 4] = [
+    ("sparsegpt", Criterion::SparseGpt),
+    ("search", Criterion::Search),
+    ("wanda", Criterion::Wanda),
+    ("magnitude", Criterion::Magnitude),
+];
+
+/// Settings of one matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// How masks and weights are found.
+    pub solve: MaskOptions,
+}
+
+impl Serialize for Settings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let solve = &self.solve;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("asymmetric", &(solve.drift_share > 0.0))?;
+        map.serialize_entry("block_size", &solve.block_size)?;
+        let word = CRITERIA.iter().find(|(_, criterion)| *criterion == solve.criterion).map(|(word, _)| *word);
+        map.serialize_entry("criterion", &word)?;
+        map.serialize_entry("damping", &solve.damping)?;
+        map.serialize_entry("keep", &solve.pattern.keep)?;
+        map.serialize_entry("of", &solve.pattern.of)?;
+        map.serialize_entry("refit", &solve.refit)?;
+        map.serialize_entry("refit_steps", &solve.refit_steps)?;
+        map.serialize_entry("search_rounds", &solve.search_rounds)?;
+        map.serialize_entry("tolerance", &solve.tolerance)?;
+        map.end()
+    }
+}
+
+fn parse(table: &Table) -> Result<AnySettings, SettingError> {
+    Settings::parse(table).map(AnySettings::Mask)
+}
+
+fn refused(key: &str, message: impl Into<String>) -> SettingError {
+    SettingError { key: key.to_owned(), message: message.into() }
+}
+
+impl Settings {
+    /// Types and checks the keys of a rule. The criterion is `sparsegpt` where none is named. By default weights are
+    /// refitted, except with criteria that leave weights as they are: magnitude and Wanda.
+    ///
+    /// # Errors
+    /// [`SettingError`] naming the key, what was expected and what was there.
+    pub fn parse(table: &Table) -> Result<Self, SettingError> {
+        if let Some(key) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            return Err(refused(key, format!("`mask_2_4` has no such setting; it has {}", KEYS.join(", "))));
+        }
+        let mut solve = MaskOptions::default();
+        if let Some(value) = table.get("criterion") {
+            let known = value.as_str().and_then(|word| CRITERIA.iter().find(|(known, _)| *known == word));
+            let words = CRITERIA.map(|(word, _)| format!("\"{word}\"")).join(", ");
+            let (_, criterion) =
+                known.ok_or_else(|| refused("criterion", format!("expected one of {words}, got {value}")))?;
+            solve.criterion = *criterion;
+        }
+        solve.refit = !matches!(solve.criterion, Criterion::Magnitude | Criterion::Wanda);
+        for (key, value) in table.iter().filter(|(key, _)| *key != "criterion") {
+            let wrong = |expected: &str| refused(key, format!("expected {expected}, got {value}"));
+            let whole = |low: i64, high: i64| match value {
+                Value::Integer(number) if (low..=high).contains(number) => Ok(*number as usize),
+                _ => Err(wrong(&format!("a whole number from {low} to {high}"))),
+            };
+            let flag = || value.as_bool().ok_or_else(|| wrong("true or false"));
+            let number = |most: f64| match value {
+                Value::Float(number) if *number > 0.0 && *number <= most => Ok(*number),
+                Value::Integer(number) if *number > 0 && *number as f64 <= most => Ok(*number as f64),
+                _ => Err(wrong(&format!("a number above 0.0, at most {most:.1}"))),
+            };
+            match key.as_str() {
+                "asymmetric" => solve.drift_share = if flag()? { solve.drift_share } else { 0.0 },
+                "refit" => solve.refit = flag()?,
+                "keep" => solve.pattern.keep = whole(1, 7)?,
+                "of" => solve.pattern.of = whole(2, 8)?,
+                "block_size" => solve.block_size = whole(1, 65536)?,
+                "refit_steps" => solve.refit_steps = whole(1, 10000)?,
+                "search_rounds" => solve.search_rounds = whole(1, 1000)?,
+                "damping" => solve.damping = number(10.0)?,
+                _ => solve.tolerance = number(1.0)?,
+            }
+        }
+        let Pattern { keep, of } = solve.pattern;
+        if keep >= of {
+            return Err(refused("keep", format!("expected fewer than `of = {of}`, got {keep}")));
+        }
+        Ok(Self { solve })
+    }
+
+    /// Whether masks or weights follow from what flows through the model.
+    #[must_use]
+    pub fn needs_calibration(&self) -> bool {
+        self.solve.changes_weights() || self.solve.criterion == Criterion::Wanda
+    }
+
+    /// How second moments are factored, where they are needed.
+    #[must_use]
+    pub fn factoring(&self) -> Option<Factoring> {
+        let MaskOptions { damping, drift_share, pattern, .. } = self.solve;
+        let drift_share = if self.solve.changes_weights() { drift_share } else { 0.0 };
+        let order = Order::Activation;
+        self.needs_calibration().then_some(Factoring { damping, order, drift_share, group: Some(pattern.of) })
+    }
+
+    /// The format of one matrix that stays as it is but for the weights left out.
+    ///
+    /// # Errors
+    /// [`SettingError`] when the matrix cannot be stored so.
+    pub fn choose(&self, matrix: &Matrix) -> Result<Choice, SettingError> {
+        let Pattern { keep, of } = self.solve.pattern;
+        let sparse = Sparse { keep, of, dtype: matrix.scale.into() };
+        sparse.validate(matrix.rows, matrix.columns).map_err(|error| refused("of", error.to_string()))?;
+        let codec = Whole::Sparse(sparse).into();
+        Ok(Choice { codec, rotations: None, codebook_of: None, mask: None, activations: Activations::None })
+    }
+}
