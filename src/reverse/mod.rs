@@ -1,0 +1,28 @@
+//! The reverse pass: gradients of a model's weights, one block at a time, and what is trained with them.
+//!
+//! A [`Block`] computes what [`crate::forward::Block`] computes, in F32 for work or in F64 for checks, and keeps a tape;
+//! its reverse hands out the gradient of every linear as two factors ([`WeightGradient`]), so that a scalar per matrix
+//! costs no matrix. A [`Head`] does the same behind the last block, and a [`Loss`] compares its logits with a teacher's.
+//! [`Objective`] joins them over a whole model: hidden states between blocks lie on disk and the inside of a block is
+//! computed again, so memory holds one block's weights and one batch's tape.
+
+mod activation;
+mod attention;
+mod block;
+mod error;
+mod heads;
+mod linear;
+mod matrix;
+mod norm;
+mod real;
+#[cfg(test)]
+mod tests;
+
+pub use activation::Gate;
+pub use block::{Block, BlockGradient, TakeGradient, Tape, supports};
+pub use error::ReverseError;
+pub use heads::Rotation;
+pub use linear::{Linear, WeightGradient, apply_together, reverse_together};
+pub use matrix::{Matrix, multiply_transposed};
+pub use norm::{Norm, NormGradient};
+pub use real::Real;
