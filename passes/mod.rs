@@ -1,6 +1,7 @@
 //! The passes: one file or folder each, and the registry that names them.
 
 pub mod awq;
+pub mod bitdelta;
 pub mod folding;
 pub mod gptq;
 pub mod rtn;

@@ -7,22 +7,38 @@
 //! computed again, so memory holds one block's weights and one batch's tape.
 
 mod activation;
+mod adamw;
 mod attention;
 mod block;
 mod error;
+mod head;
 mod heads;
 mod linear;
+mod loss;
+mod masks;
 mod matrix;
 mod norm;
+mod parametrization;
+mod random;
 mod real;
+mod scales;
+mod schedule;
+mod spill;
 #[cfg(test)]
 mod tests;
 
 pub use activation::Gate;
+pub use adamw::{AdamW, AdamWSettings, norm as gradient_norm};
 pub use block::{Block, BlockGradient, TakeGradient, Tape, supports};
 pub use error::ReverseError;
+pub use head::{CLASSES, Head, HeadGradient, HeadTape, PROJECTION};
 pub use heads::Rotation;
 pub use linear::{Linear, WeightGradient, apply_together, reverse_together};
+pub use loss::{Classes, Comparison, Loss, Pieces};
+pub use masks::{CANDIDATES, MaskLogits, Sharpness};
 pub use matrix::{Matrix, multiply_transposed};
 pub use norm::{Norm, NormGradient};
+pub use parametrization::{Moment, Parametrization};
 pub use real::Real;
+pub use scales::{PerMatrixScale, PerRowScale};
+pub use schedule::{Decay, Schedule};

@@ -137,6 +137,11 @@ fn every_gradient_of_every_architecture_agrees_with_differences() {
                     continue;
                 }
                 kinds_of_parameters.insert(name.clone());
+                if kind.starts_with("opt") && name == "bias 0 1" {
+                    // Without rotation a query's scores all grow by the same, and soft-max does not see it.
+                    assert!(gradient.iter().all(|g| g.abs() < 1e-12), "{kind} {name}: {gradient:?}");
+                    continue;
+                }
                 let moved = &mut case;
                 check(&format!("{kind} block {}, {name}", spec.index), gradient, |steps| {
                     let values: Vec<f64> = start.iter().zip(steps).map(|(value, step)| value + step).collect();
