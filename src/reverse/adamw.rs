@@ -1,4 +1,4 @@
-//! AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (arXiv 1711.05101, algorithm 2), with clipping of
+//! [`AdamW`]: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (arXiv 1711.05101, algorithm 2), with clipping of
 //! the gradients' common norm.
 
 use rayon::prelude::*;

@@ -6,7 +6,7 @@ use faer::{Accum, MatMut};
 use rayon::prelude::*;
 
 use super::{Matrix, Real, ReverseError, matrix};
-use crate::forward::{self, InputFormat};
+use crate::forward::{self, InputFormat, WeightSource};
 
 /// Rows of a direction that are in memory at a time.
 const DIRECTION_ROWS: usize = 256;
@@ -27,15 +27,24 @@ impl<T: Real> Linear<T> {
     /// [`ReverseError::Unsupported`] where its input is rounded at run time; [`ReverseError::Shape`] for a bias that does
     /// not fit.
     pub fn new(name: &str, linear: forward::Linear) -> Result<Self, ReverseError> {
-        if linear.input != InputFormat::Exact {
-            let place = format!("`{name}`");
-            return Err(ReverseError::Unsupported { place, part: "an input that is rounded at run time" });
-        }
+        exact(name, linear.input)?;
         if !linear.bias.is_empty() {
             shape(&format!("{name} (bias)"), linear.weight.rows, linear.bias.len())?;
         }
         Ok(Self { weight: linear.weight.into(), bias: T::from_singles(linear.bias) })
     }
+}
+
+fn exact(name: &str, input: InputFormat) -> Result<(), ReverseError> {
+    if input == InputFormat::Exact {
+        return Ok(());
+    }
+    Err(ReverseError::Unsupported { place: format!("`{name}`"), part: "an input that is rounded at run time" })
+}
+
+/// Whether a linear reads its input as it is.
+pub(super) fn exact_input(source: &dyn WeightSource, name: &str) -> Result<(), ReverseError> {
+    exact(name, source.activations(name))
 }
 
 /// Whether `what` has as many values as it should.

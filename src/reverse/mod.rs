@@ -18,6 +18,7 @@ mod loss;
 mod masks;
 mod matrix;
 mod norm;
+mod objective;
 mod parametrization;
 mod random;
 mod real;
@@ -26,6 +27,8 @@ mod schedule;
 mod spill;
 #[cfg(test)]
 mod tests;
+mod train;
+mod training_state;
 
 pub use activation::Gate;
 pub use adamw::{AdamW, AdamWSettings, norm as gradient_norm};
@@ -38,7 +41,10 @@ pub use loss::{Classes, Comparison, Loss, Pieces};
 pub use masks::{CANDIDATES, MaskLogits, Sharpness};
 pub use matrix::{Matrix, multiply_transposed};
 pub use norm::{Norm, NormGradient};
+pub use objective::{Budget, Objective, Trained, Weighted};
 pub use parametrization::{Moment, Parametrization};
 pub use real::Real;
 pub use scales::{PerMatrixScale, PerRowScale};
 pub use schedule::{Decay, Schedule};
+pub use train::{AfterStep, StepReport, Training};
+pub use training_state::TrainingState;

@@ -137,7 +137,9 @@ impl<T: Real> Norm<T> {
             })
             .collect();
         let mut gradient = self.no_gradient();
-        parts.iter().for_each(|part| gradient.add(part));
+        for part in &parts {
+            gradient.add(part);
+        }
         gradient
     }
 }

@@ -13,7 +13,7 @@ impl Stream {
         Self(hash.as_bytes()[..8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
     }
 
-    /// 64 random bits: SplitMix64's (Steele, Lea, Flood 2014).
+    /// 64 random bits: those of `SplitMix64` (Steele, Lea, Flood 2014).
     pub(super) fn bits(self, counter: u64) -> u64 {
         let mut z = self.0.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -4,8 +4,8 @@ use super::models::Noise;
 
 /// Largest relative error of a gradient.
 const TOLERANCE: f64 = 1e-6;
-/// Half the distance of the outer points.
-const STEP: f64 = 1e-3;
+/// Half the distance of the outer points. A power of two: weights that are F32 can be moved by it exactly.
+const STEP: f64 = 1.0 / 1024.0;
 
 /// The derivative of `loss` at 0, by central differences at two distances (Richardson: fourth order).
 pub(super) fn derivative(mut loss: impl FnMut(f64) -> f64) -> f64 {
@@ -22,7 +22,7 @@ pub(super) fn check(name: &str, gradient: &[f64], mut loss: impl FnMut(&[f64]) -
     assert!(norm > 0.0, "{name}: the gradient is zero");
     let largest =
         (0..gradient.len()).fold(0, |best, i| if gradient[i].abs() > gradient[best].abs() { i } else { best });
-    let chance = ((noise.next() + 1.0) / 2.0 * gradient.len() as f64) as usize % gradient.len();
+    let chance = noise.below(gradient.len());
     let single = |index: usize| {
         let mut direction = vec![0.0; gradient.len()];
         direction[index] = 1.0;

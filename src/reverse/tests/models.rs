@@ -23,6 +23,11 @@ impl Noise {
         bits as f64 / (1_u64 << 52) as f64 - 1.0
     }
 
+    /// A whole number below `count`.
+    pub(super) fn below(&mut self, count: usize) -> usize {
+        (self.next().abs() * count as f64) as usize % count
+    }
+
     pub(super) fn values(&mut self, count: usize, scale: f64) -> Vec<f64> {
         (0..count).map(|_| self.next() * scale).collect()
     }
