@@ -40,6 +40,9 @@ pub enum ReverseError {
         /// Rows of the teacher's.
         teacher: usize,
     },
+    /// A loss cannot be computed from what is given.
+    #[error("this loss compares with a teacher's logits or with the text, and the other one is given")]
+    NoTeacher,
     /// There is nothing to train on.
     #[error("{what}")]
     Sequences {

@@ -1,4 +1,4 @@
-//! Losses between a student's and a teacher's logits, with their gradients.
+//! Losses of a student's logits against a teacher's or against the text, with their gradients.
 //!
 //! Logits of a batch are never whole in memory: classes are cut into pieces, tokens into runs. Where the classes are more
 //! than one piece, a first round over them gathers what soft-max needs and a second computes the gradient.
@@ -8,16 +8,37 @@ use std::ops::Range;
 use faer::Accum;
 use rayon::prelude::*;
 
-use super::{Head, Matrix, Real, ReverseError, TakeGradient, WeightGradient, head::CLASSES, matrix::multiply};
+use super::{
+    Head, Matrix, Real, ReverseError, TakeGradient, WeightGradient, head::CLASSES, linear::shape, matrix::multiply,
+};
 use crate::forward::WeightSource;
 
-/// How a student's logits are compared with a teacher's.
+/// What a student's logits are compared with, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// KL(teacher ‖ student) over the classes, nats, mean over tokens.
     Divergence,
     /// Mean over tokens and classes of the squared difference of the logits (BitDelta, arXiv 2402.10193, §3.1).
     SquaredError,
+    /// Cross-entropy of the next token, nats, mean over the tokens that have one. Needs no teacher.
+    NextToken,
+}
+
+impl Loss {
+    /// Whether it needs a teacher.
+    #[must_use]
+    pub fn has_teacher(self) -> bool {
+        self != Self::NextToken
+    }
+}
+
+/// What a batch's logits are compared with.
+#[derive(Debug, Clone, Copy)]
+pub enum Reference<'r, T> {
+    /// What the teacher's classes read, `[tokens, width]`.
+    Teacher(&'r Matrix<T>),
+    /// The class that each token should predict, where there is one.
+    Tokens(&'r [Option<u32>]),
 }
 
 /// A head and where its classes' weights lie.
@@ -48,13 +69,13 @@ impl Pieces {
     }
 }
 
-/// Compares the logits of two heads.
+/// Compares the logits of a head with those of another, or with the text.
 pub struct Comparison<'a, T> {
     loss: Loss,
     student: Classes<'a, T>,
-    teacher: Classes<'a, T>,
+    teacher: Option<Classes<'a, T>>,
     pieces: Pieces,
-    /// The piece read last; stays where there is only one.
+    /// The piece read last, of student and teacher; stays where there is only one.
     kept: Option<(usize, [Matrix<T>; 2])>,
 }
 
@@ -67,17 +88,22 @@ struct Running<T> {
     teacher_sum: f64,
     /// `Σ e^(r − largest) (r − z)` over teacher's logits r and student's z.
     gap: f64,
+    /// The student's logit of the token that it should predict.
+    target: T,
 }
 
 impl<T: Real> Running<T> {
-    const EMPTY: Self = Self { student: T::LOWEST, student_sum: 0.0, teacher: T::LOWEST, teacher_sum: 0.0, gap: 0.0 };
+    const EMPTY: Self =
+        Self { student: T::LOWEST, student_sum: 0.0, teacher: T::LOWEST, teacher_sum: 0.0, gap: 0.0, target: T::ZERO };
 
-    fn add(&mut self, student: &[T], teacher: &[T]) {
-        let largest = |start: T, values: &[T]| values.iter().fold(start, |m, v| if *v > m { *v } else { m });
+    fn add_student(&mut self, student: &[T]) {
         let top = largest(self.student, student);
         self.student_sum *= (self.student - top).exp().wide();
         self.student = top;
         self.student_sum += student.iter().map(|z| (*z - top).exp().wide()).sum::<f64>();
+    }
+
+    fn add_teacher(&mut self, student: &[T], teacher: &[T]) {
         let top = largest(self.teacher, teacher);
         let factor = (self.teacher - top).exp().wide();
         self.teacher_sum *= factor;
@@ -90,27 +116,38 @@ impl<T: Real> Running<T> {
         }
     }
 
+    fn log_sum(&self) -> f64 {
+        self.student.wide() + libm::log(self.student_sum)
+    }
+
     fn divergence(&self) -> f64 {
-        let teacher = self.teacher.wide() + self.teacher_sum.ln();
-        let student = self.student.wide() + self.student_sum.ln();
-        self.gap / self.teacher_sum - teacher + student
+        self.gap / self.teacher_sum - self.teacher.wide() - libm::log(self.teacher_sum) + self.log_sum()
     }
 }
 
+fn largest<T: Real>(start: T, values: &[T]) -> T {
+    values.iter().fold(start, |largest, value| if *value > largest { *value } else { largest })
+}
+
 impl<'a, T: Real> Comparison<'a, T> {
-    /// A comparison of two heads.
+    /// A comparison of two heads, or of one with the text.
     ///
     /// # Errors
-    /// [`ReverseError::Classes`] when they have not as many classes.
+    /// [`ReverseError::Classes`] when they have not as many classes; [`ReverseError::NoTeacher`] for a loss that needs one.
     pub fn new(
         loss: Loss,
         student: Classes<'a, T>,
-        teacher: Classes<'a, T>,
+        teacher: Option<Classes<'a, T>>,
         pieces: Pieces,
     ) -> Result<Self, ReverseError> {
-        let (ours, theirs) = (student.head.classes(), teacher.head.classes());
-        if ours != theirs {
-            return Err(ReverseError::Classes { student: ours, teacher: theirs });
+        let teacher = teacher.filter(|_| loss.has_teacher());
+        match &teacher {
+            None if loss.has_teacher() => return Err(ReverseError::NoTeacher),
+            Some(teacher) if teacher.head.classes() != student.head.classes() => {
+                let (student, teacher) = (student.head.classes(), teacher.head.classes());
+                return Err(ReverseError::Classes { student, teacher });
+            }
+            _ => {}
         }
         Ok(Self { loss, student, teacher, pieces, kept: None })
     }
@@ -120,48 +157,61 @@ impl<'a, T: Real> Comparison<'a, T> {
             Some(kept) if kept.0 == piece.start => kept,
             _ => {
                 let read = |side: &Classes<'a, T>| side.head.class_weights(side.source, piece.start, piece.len());
-                (piece.start, [read(&self.student)?, read(&self.teacher)?])
+                let teacher = self.teacher.as_ref().map(read).transpose()?.unwrap_or_default();
+                (piece.start, [read(&self.student)?, teacher])
             }
         };
         Ok(&self.kept.insert(kept).1)
     }
 
-    /// Loss of a batch and the gradient of what the student's classes read, from what both heads' classes read,
-    /// `[tokens, width]`. Both are divided by `tokens`, which may count other batches as well. Gradients of the student's
-    /// classes go to `take`, piece by piece and run by run.
+    /// Loss of a batch and the gradient of what the student's classes read, `[tokens, width]`. Both are divided by
+    /// `tokens`, which may count other batches as well. Gradients of the student's classes go to `take`, piece by piece and
+    /// run by run.
     ///
     /// # Errors
-    /// As [`WeightSource::read`]; the first one that `take` gives.
+    /// As [`WeightSource::read`]; [`ReverseError::NoTeacher`] when the reference is not what the loss needs;
+    /// [`ReverseError::Shape`] when it is of other tokens; the first one that `take` gives.
     pub fn gradient(
         &mut self,
         student: &Matrix<T>,
-        teacher: &Matrix<T>,
+        reference: Reference<'_, T>,
         tokens: usize,
         take: &mut TakeGradient<'_, T>,
     ) -> Result<(f64, Matrix<T>), ReverseError> {
         let (classes, rows) = (self.student.head.classes(), student.rows);
-        let (loss, pieces, heads) = (self.loss, self.pieces, [self.student.head, self.teacher.head]);
+        let (loss, pieces, head) = (self.loss, self.pieces, self.student.head);
+        let (teacher, targets) = match (reference, &self.teacher) {
+            (Reference::Teacher(top), Some(teacher)) => (Some((teacher.head, top)), &[][..]),
+            (Reference::Tokens(targets), None) => (None, targets),
+            _ => return Err(ReverseError::NoTeacher),
+        };
+        shape("tokens of the reference", rows, teacher.map_or(targets.len(), |(_, top)| top.rows))?;
         let ranges = |whole: usize, part: usize| {
             (0..whole).step_by(part.max(1)).map(move |first| first..whole.min(first + part.max(1)))
         };
         let logits = |run: &Range<usize>, weights: &[Matrix<T>; 2]| {
-            [
-                heads[0].logits(&student.rows(run.clone()), &weights[0]),
-                heads[1].logits(&teacher.rows(run.clone()), &weights[1]),
-            ]
+            let teacher = teacher.map(|(head, top)| head.logits(&top.rows(run.clone()), &weights[1]));
+            [head.logits(&student.rows(run.clone()), &weights[0]), teacher.unwrap_or_default()]
         };
-        let gather = |running: &mut [Running<T>], logits: &[Matrix<T>; 2]| {
-            running.par_iter_mut().enumerate().for_each(|(token, running)| {
-                running.add(logits[0].row(token), logits[1].row(token));
+        let gather = |running: &mut [Running<T>], run: &Range<usize>, first: usize, logits: &[Matrix<T>; 2]| {
+            running[run.clone()].par_iter_mut().enumerate().for_each(|(token, running)| {
+                let student = logits[0].row(token);
+                running.add_student(student);
+                if loss == Loss::Divergence {
+                    running.add_teacher(student, logits[1].row(token));
+                } else if let Some(logit) = place(targets[run.start + token], first).and_then(|at| student.get(at)) {
+                    running.target = *logit;
+                }
             });
         };
-        let mut running = vec![Running::EMPTY; if loss == Loss::Divergence { rows } else { 0 }];
+        let mut running = vec![Running::EMPTY; if loss == Loss::SquaredError { 0 } else { rows }];
         let single = pieces.classes >= classes;
-        if loss == Loss::Divergence && !single {
+        if loss != Loss::SquaredError && !single {
             for piece in ranges(classes, pieces.classes) {
+                let first = piece.start;
                 let weights = self.weights(piece)?;
                 for run in ranges(rows, pieces.tokens) {
-                    gather(&mut running[run.clone()], &logits(&run, weights));
+                    gather(&mut running, &run, first, &logits(&run, weights));
                 }
             }
         }
@@ -170,22 +220,22 @@ impl<'a, T: Real> Comparison<'a, T> {
         for piece in ranges(classes, pieces.classes) {
             let weights = self.weights(piece.clone())?;
             for run in ranges(rows, pieces.tokens) {
-                let mut logits = logits(&run, weights);
-                let [student_logits, teacher_logits] = &mut logits;
+                let logits = logits(&run, weights);
+                if loss != Loss::SquaredError && single {
+                    gather(&mut running, &run, 0, &logits);
+                }
                 let mut d = match loss {
-                    Loss::Divergence => {
-                        if single {
-                            gather(&mut running[run.clone()], &logits);
-                        }
-                        shares(&running[run.clone()], &logits, tokens)
+                    Loss::Divergence => shares(&running[run.clone()], &logits, tokens),
+                    Loss::NextToken => {
+                        surprises(&running[run.clone()], &logits[0], &targets[run.clone()], piece.start, tokens)
                     }
                     Loss::SquaredError => {
-                        let (d, sum) = differences(student_logits, teacher_logits, tokens * classes);
+                        let (d, sum) = differences(&logits[0], &logits[1], tokens * classes);
                         squares += sum;
                         d
                     }
                 };
-                heads[0].reverse_cap(&logits[0], &mut d);
+                head.reverse_cap(&logits[0], &mut d);
                 let x = student.rows(run.clone());
                 let (place, outputs) = ((CLASSES, piece.start), piece.len());
                 take(&WeightGradient { place, x: &x, d: &d, first: 0, outputs })?;
@@ -195,6 +245,10 @@ impl<'a, T: Real> Comparison<'a, T> {
         }
         let total = match loss {
             Loss::Divergence => running.iter().map(Running::divergence).sum::<f64>() / tokens as f64,
+            Loss::NextToken => {
+                let losses = running.iter().zip(targets).filter(|(_, target)| target.is_some());
+                losses.map(|(running, _)| running.log_sum() - running.target.wide()).sum::<f64>() / tokens as f64
+            }
             Loss::SquaredError => squares / (tokens * classes) as f64,
         };
         Ok((total, d_top))
@@ -210,6 +264,36 @@ fn shares<T: Real>(running: &[Running<T>], [student, teacher]: &[Matrix<T>; 2], 
         let (ours, theirs) = (factor(running.student_sum), factor(running.teacher_sum));
         for ((d, z), r) in d.iter_mut().zip(student.row(token)).zip(teacher.row(token)) {
             *d = (*z - running.student).exp() * ours - (*r - running.teacher).exp() * theirs;
+        }
+    });
+    d
+}
+
+/// Where a target lies in a piece that begins with class `first`; it may lie behind its end.
+fn place(target: Option<u32>, first: usize) -> Option<usize> {
+    target.and_then(|target| (target as usize).checked_sub(first))
+}
+
+/// Gradient of the cross-entropy: (q − 1 at the target) / tokens, for tokens that have one.
+fn surprises<T: Real>(
+    running: &[Running<T>],
+    student: &Matrix<T>,
+    targets: &[Option<u32>],
+    first: usize,
+    tokens: usize,
+) -> Matrix<T> {
+    let mut d = Matrix::zeros(student.rows, student.columns);
+    d.values.par_chunks_mut(student.columns.max(1)).enumerate().for_each(|(token, d)| {
+        if targets[token].is_none() {
+            return;
+        }
+        let running = &running[token];
+        let factor = T::of(1.0 / (running.student_sum * tokens as f64));
+        for (d, z) in d.iter_mut().zip(student.row(token)) {
+            *d = (*z - running.student).exp() * factor;
+        }
+        if let Some(d) = place(targets[token], first).and_then(|at| d.get_mut(at)) {
+            *d -= T::of(1.0 / tokens as f64);
         }
     });
     d

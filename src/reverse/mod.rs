@@ -37,7 +37,7 @@ pub use error::ReverseError;
 pub use head::{CLASSES, Head, HeadGradient, HeadTape, PROJECTION};
 pub use heads::Rotation;
 pub use linear::{Linear, WeightGradient, apply_together, reverse_together};
-pub use loss::{Classes, Comparison, Loss, Pieces};
+pub use loss::{Classes, Comparison, Loss, Pieces, Reference};
 pub use masks::{CANDIDATES, MaskLogits, Sharpness};
 pub use matrix::{Matrix, multiply_transposed};
 pub use norm::{Norm, NormGradient};

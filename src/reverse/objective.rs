@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
-    Block, Classes, Comparison, Head, Linear, Loss, Matrix, Moment, Parametrization, Pieces, Real, ReverseError,
-    WeightGradient,
+    Block, Classes, Comparison, Head, Linear, Loss, Matrix, Moment, Parametrization, Pieces, Real, Reference,
+    ReverseError, WeightGradient,
     block::supports,
     linear::{exact_input, shape},
     spill::Spill,
@@ -42,7 +42,7 @@ pub struct Budget {
 /// What a student is trained towards.
 pub struct Objective<'a, T> {
     student: Weighted<'a>,
-    teacher: Weighted<'a>,
+    teacher: Option<Weighted<'a>>,
     bases: &'a dyn WeightSource,
     trained: Vec<Trained<'a, T>>,
     /// Index in `trained` by name.
@@ -58,6 +58,11 @@ struct Loaded<'m, T> {
     bases: BTreeMap<(usize, usize), Matrix<T>>,
 }
 
+/// From the student's and the teacher's last hidden states of a batch, and the tokens that come next, to its share of the
+/// loss and the gradient of the student's states.
+type Compare<'f, T> =
+    dyn FnMut(Matrix<T>, Option<State>, &[Option<u32>]) -> Result<(f64, Matrix<T>), ReverseError> + 'f;
+
 /// Sequences that are computed together.
 struct Batch {
     index: usize,
@@ -66,24 +71,30 @@ struct Batch {
 
 impl<'a, T: Real> Objective<'a, T> {
     /// `student.source` gives every weight but those of `trained` linears, whose fixed parts come from `bases` under the
-    /// same names.
+    /// same names. A teacher is only looked at where the loss has one.
     ///
     /// # Errors
     /// [`ReverseError::Unsupported`] for a student with parts that have no reverse; [`ReverseError::Unknown`] and
     /// [`ReverseError::Shape`] for a trained linear that it does not have or that is shaped otherwise;
-    /// [`ReverseError::Classes`] when teacher and student cannot be compared.
+    /// [`ReverseError::Classes`] when teacher and student cannot be compared; [`ReverseError::NoTeacher`] when the loss
+    /// needs one that is not there.
     pub fn new(
         student: Weighted<'a>,
-        teacher: Weighted<'a>,
+        teacher: Option<Weighted<'a>>,
         bases: &'a dyn WeightSource,
         trained: Vec<Trained<'a, T>>,
         loss: Loss,
         budget: Budget,
     ) -> Result<Self, ReverseError> {
         student.model.blocks.iter().try_for_each(supports)?;
-        let (ours, theirs) = (student.model.classes(), teacher.model.classes());
-        if ours != theirs {
-            return Err(ReverseError::Classes { student: ours, teacher: theirs });
+        let teacher = teacher.filter(|_| loss.has_teacher());
+        match &teacher {
+            None if loss.has_teacher() => return Err(ReverseError::NoTeacher),
+            Some(teacher) if teacher.model.classes() != student.model.classes() => {
+                let (student, teacher) = (student.model.classes(), teacher.model.classes());
+                return Err(ReverseError::Classes { student, teacher });
+            }
+            _ => {}
         }
         let linears: BTreeMap<&str, &LinearSpec> = (student.model.blocks.iter().flat_map(BlockSpec::linears))
             .map(|linear| (linear.weight.as_str(), linear))
@@ -128,7 +139,7 @@ impl<'a, T: Real> Objective<'a, T> {
         let batches: Vec<Batch> = (sequences.chunks(per_batch).enumerate())
             .map(|(index, sequences)| Batch { index, rows: sequences.len() * length })
             .collect();
-        let teacher = self.teacher_states(sequences)?;
+        let teacher = self.teacher.map(|teacher| self.teacher_states(teacher, sequences)).transpose()?;
         // Record `block · batches + batch` is what the block reads; behind the last one lie gradients.
         let spill = Spill::create::<T>(self.budget.folder.as_deref(), per_batch * length, model.hidden)?;
         let record = |block: usize, batch: &Batch| block * batches.len() + batch.index;
@@ -145,10 +156,18 @@ impl<'a, T: Real> Objective<'a, T> {
         }
         let mut loss = 0.0;
         let end = model.blocks.len();
-        self.compare(sequences.len() * length, &mut |compare| {
-            for batch in &batches {
+        // The last token of a sequence has no next one.
+        let compared = if self.loss == Loss::NextToken { (length - 1).max(1) } else { length };
+        self.compare(sequences.len() * compared, &mut |compare| {
+            for (batch, sequences) in batches.iter().zip(sequences.chunks(per_batch)) {
                 let hidden = spill.read(record(end, batch), batch.rows)?;
-                let (part, d) = compare(hidden, teacher.read(batch.index)?)?;
+                let states = teacher.as_ref().map(|teacher| teacher.read(batch.index)).transpose()?;
+                let next = |sequence: &Vec<u32>| {
+                    let next = sequence[1..].iter().copied().map(Some);
+                    next.chain(std::iter::once(None)).collect::<Vec<_>>()
+                };
+                let targets: Vec<Option<u32>> = sequences.iter().flat_map(next).collect();
+                let (part, d) = compare(hidden, states, &targets)?;
                 loss += part;
                 spill.write(record(end, batch), &d)?;
             }
@@ -180,7 +199,8 @@ impl<'a, T: Real> Objective<'a, T> {
             let what = "sequences to train on are empty or differ in length".to_owned();
             return Err(ReverseError::Sequences { what });
         }
-        let vocabulary = self.student.model.vocabulary.min(self.teacher.model.vocabulary);
+        let teacher = self.teacher.map_or(usize::MAX, |teacher| teacher.model.vocabulary);
+        let vocabulary = self.student.model.vocabulary.min(self.student.model.classes()).min(teacher);
         if let Some(token) = sequences.iter().flatten().find(|token| **token as usize >= vocabulary) {
             let what = format!("token {token} is outside the vocabulary of {vocabulary}");
             return Err(ReverseError::Sequences { what });
@@ -193,8 +213,11 @@ impl<'a, T: Real> Objective<'a, T> {
     }
 
     /// The teacher's last hidden states.
-    fn teacher_states(&self, sequences: &[Vec<u32>]) -> Result<forward::Store, ReverseError> {
-        let Weighted { model, source } = self.teacher;
+    fn teacher_states(
+        &self,
+        Weighted { model, source }: Weighted<'a>,
+        sequences: &[Vec<u32>],
+    ) -> Result<forward::Store, ReverseError> {
         let limits = &self.budget.limits;
         // A name of its own that goes away with the file: the store keeps it open.
         let path = match &self.budget.folder {
@@ -208,30 +231,32 @@ impl<'a, T: Real> Objective<'a, T> {
         Ok(store)
     }
 
-    /// Hands `work` a function from the student's and the teacher's last hidden states of a batch to its share of the
-    /// loss and the gradient of the student's states.
-    #[expect(clippy::type_complexity, reason = "a function that is given a function, used once")]
+    /// Hands `work` what compares a batch's last hidden states with a reference, and gives its share of the loss and the
+    /// gradient of the states.
     fn compare(
         &self,
         tokens: usize,
-        work: &mut dyn FnMut(
-            &mut dyn FnMut(Matrix<T>, State) -> Result<(f64, Matrix<T>), ReverseError>,
-        ) -> Result<(), ReverseError>,
+        work: &mut dyn FnMut(&mut Compare<'_, T>) -> Result<(), ReverseError>,
     ) -> Result<(), ReverseError> {
-        let student = Head::<T>::read(self.student.model, self.student.source)?;
-        let teacher = Head::<T>::read(self.teacher.model, self.teacher.source)?;
+        let head = |side: Weighted<'a>| Ok::<_, ReverseError>((Head::<T>::read(side.model, side.source)?, side.source));
+        let (student, source) = head(self.student)?;
+        let teacher = self.teacher.map(head).transpose()?;
         let bytes = if self.budget.class_bytes == 0 { 256 << 20 } else { self.budget.class_bytes };
-        let pieces = Pieces::within(bytes, student.width().max(teacher.width()), student.classes(), size_of::<T>());
+        let width = teacher.as_ref().map_or(0, |(teacher, _)| teacher.width()).max(student.width());
         let mut comparison = Comparison::new(
             self.loss,
-            Classes { head: &student, source: self.student.source },
-            Classes { head: &teacher, source: self.teacher.source },
-            pieces,
+            Classes { head: &student, source },
+            teacher.as_ref().map(|(head, source)| Classes { head, source: *source }),
+            Pieces::within(bytes, width, student.classes(), size_of::<T>()),
         )?;
-        work(&mut |hidden, reference| {
+        work(&mut |hidden, states, targets| {
             let (top, tape) = student.forward(hidden);
-            let (reference, _) = teacher.forward(reference.hidden.into());
-            let (loss, d) = comparison.gradient(&top, &reference, tokens, &mut |_| Ok(()))?;
+            let reference = match (&teacher, states) {
+                (Some((teacher, _)), Some(states)) => Some(teacher.forward(states.hidden.into()).0),
+                _ => None,
+            };
+            let reference = reference.as_ref().map_or(Reference::Tokens(targets), Reference::Teacher);
+            let (loss, d) = comparison.gradient(&top, reference, tokens, &mut |_| Ok(()))?;
             Ok((loss, student.reverse(&tape, d, &mut |_| Ok(()))?.hidden))
         })
     }

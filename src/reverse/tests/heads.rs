@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     forward::{self, Model},
-    reverse::{CLASSES, Classes, Comparison, Head, Loss, Matrix, Pieces, ReverseError, multiply_transposed},
+    reverse::{CLASSES, Classes, Comparison, Head, Loss, Matrix, Pieces, Reference, ReverseError, multiply_transposed},
 };
 
 const TOKENS: usize = 11;
@@ -14,6 +14,11 @@ const TOKENS: usize = 11;
 const HEADS: [&str; 4] = ["gemma2", "opt", "gpt2", "llama"];
 const WHOLE: Pieces = Pieces { classes: VOCABULARY, tokens: 64 };
 const SMALL: Pieces = Pieces { classes: 7, tokens: 4 };
+
+/// What a token should predict; some should nothing.
+fn target(token: usize) -> Option<u32> {
+    (token % 4 != 3).then_some((token * 13 % VOCABULARY) as u32)
+}
 
 fn states(name: &str) -> Matrix<f64> {
     Matrix { rows: TOKENS, columns: HIDDEN, values: Noise::new(name).values(TOKENS * HIDDEN, 1.5) }
@@ -62,10 +67,12 @@ impl Pair {
         let (top, tape) = head.forward(hidden.clone());
         let student = Classes { head, source: &self.student };
         let teacher = Classes { head: &teacher, source: &self.teacher };
-        let mut comparison = Comparison::new(loss, student, teacher, pieces).unwrap();
+        let mut comparison = Comparison::new(loss, student, Some(teacher), pieces).unwrap();
+        let targets: Vec<Option<u32>> = (0..TOKENS).map(target).collect();
+        let reference = if loss.has_teacher() { Reference::Teacher(&reference) } else { Reference::Tokens(&targets) };
         let mut classes = Matrix::zeros(head.classes(), head.width());
         let (value, d) = comparison
-            .gradient(&top, &reference, TOKENS, &mut |product| {
+            .gradient(&top, reference, TOKENS, &mut |product| {
                 assert_eq!(product.place.0, CLASSES);
                 let part = product.weight();
                 let first = product.place.1 * part.columns;
@@ -120,16 +127,18 @@ fn losses_follow_their_definitions() {
             let total = row.iter().map(|z| z.exp()).sum::<f64>().ln();
             row.iter().map(|z| z - total).collect()
         };
-        let (mut divergence, mut squares) = (0.0, 0.0);
-        for (z, r) in student.iter().zip(&teacher) {
+        let (mut divergence, mut squares, mut surprise) = (0.0, 0.0, 0.0);
+        for (token, (z, r)) in student.iter().zip(&teacher).enumerate() {
             let (q, p) = (log_shares(z), log_shares(r));
             divergence += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            surprise -= target(token).map_or(0.0, |class| q[class as usize]);
             squares += z.iter().zip(r).map(|(z, r)| (z - r).powi(2)).sum::<f64>();
         }
         for pieces in [WHOLE, SMALL] {
             for (loss, expected) in [
                 (Loss::Divergence, divergence / TOKENS as f64),
                 (Loss::SquaredError, squares / (TOKENS * VOCABULARY) as f64),
+                (Loss::NextToken, surprise / TOKENS as f64),
             ] {
                 let found = pair.loss(&head, &states("student"), loss, pieces);
                 assert!((found - expected).abs() < 1e-11 * expected, "{kind} {loss:?}: {found} {expected}");
@@ -141,7 +150,7 @@ fn losses_follow_their_definitions() {
 #[test]
 fn gradients_of_heads_agree_with_differences() {
     for kind in HEADS {
-        for loss in [Loss::Divergence, Loss::SquaredError] {
+        for loss in [Loss::Divergence, Loss::SquaredError, Loss::NextToken] {
             for pieces in [WHOLE, SMALL] {
                 let mut pair = pair(kind);
                 let model = pair.model.clone();
@@ -199,6 +208,6 @@ fn heads_that_cannot_be_compared_are_refused() {
     let (ours, theirs) = (Head::<f64>::read(&narrow, &memory).unwrap(), Head::<f64>::read(&wide, &other).unwrap());
     let student = Classes { head: &ours, source: &memory };
     let teacher = Classes { head: &theirs, source: &other };
-    let error = Comparison::new(Loss::Divergence, student, teacher, WHOLE).err();
+    let error = Comparison::new(Loss::Divergence, student, Some(teacher), WHOLE).err();
     assert!(matches!(error, Some(ReverseError::Classes { student: VOCABULARY, teacher }) if teacher == rows));
 }

@@ -55,7 +55,7 @@ fn difference(linear: &crate::forward::LinearSpec, base: &Memory, tuned: &Memory
 
 #[test]
 fn gradients_of_every_parametrization_agree_with_differences() {
-    for (kind, loss) in [("llama", Loss::Divergence), ("gemma2", Loss::SquaredError), ("gpt2", Loss::Divergence)] {
+    for (kind, loss) in [("llama", Loss::Divergence), ("gemma2", Loss::SquaredError), ("gpt2", Loss::NextToken)] {
         let (model, base, tuned) = fine_tuned(kind);
         let mut noise = Noise::new(kind);
         let mut trained: Vec<Trained<'_, f64>> = Vec::new();
@@ -81,7 +81,7 @@ fn gradients_of_every_parametrization_agree_with_differences() {
         assert!(trained.len() >= 6);
         let student = Weighted { model: &model, source: &tuned };
         let teacher = Weighted { model: &model, source: &tuned };
-        let objective = Objective::new(student, teacher, &base, trained, loss, budget()).unwrap();
+        let objective = Objective::new(student, Some(teacher), &base, trained, loss, budget()).unwrap();
         let (sequences, moment) = (sequences(3), Moment { step: 2, steps: 9 });
         let (_, gradients) = objective.gradient(&sequences, &parameters, moment).unwrap();
         for (at, gradient) in gradients.iter().enumerate() {
@@ -131,7 +131,7 @@ fn distilled_scales_predict_the_teacher_better() {
         let (trained, parameters) = scales(&model, &base, &tuned);
         let mut state = start(&trained, parameters);
         let weighted = Weighted { model: &model, source: &tuned };
-        let objective = Objective::new(weighted, weighted, &base, trained, loss, budget()).unwrap();
+        let objective = Objective::new(weighted, Some(weighted), &base, trained, loss, budget()).unwrap();
         let sequences = sequences(12);
         let whole =
             |state: &TrainingState| objective.gradient(&sequences, &state.parameters, Moment::default()).unwrap().0;
@@ -173,7 +173,7 @@ fn training_finds_the_scales_that_made_the_teacher() {
     }
     let mut state = start(&trained, parameters);
     let weighted = Weighted { model: &model, source: &tuned };
-    let objective = Objective::new(weighted, weighted, &base, trained, Loss::Divergence, budget()).unwrap();
+    let objective = Objective::new(weighted, Some(weighted), &base, trained, Loss::Divergence, budget()).unwrap();
     let (mut losses, sequences) = (Vec::new(), sequences(12));
     training(150, 0.01)
         .run(&objective, &mut state, &sequences, &mut |report, _| {
@@ -198,7 +198,8 @@ fn a_training_that_is_stopped_goes_on_to_the_same_bytes() {
             let (trained, parameters) = scales(&model, &base, &tuned);
             let mut state = start(&trained, parameters);
             let counts: Vec<usize> = state.parameters.iter().map(Vec::len).collect();
-            let objective = Objective::new(weighted, weighted, &base, trained, Loss::Divergence, budget()).unwrap();
+            let objective =
+                Objective::new(weighted, Some(weighted), &base, trained, Loss::Divergence, budget()).unwrap();
             if let Some(stop) = stop {
                 let mut saved = Vec::new();
                 training(6, 0.01)
@@ -232,7 +233,7 @@ fn masks_are_learned() {
         trained.push(Trained { tensor: linear.weight.clone(), parametrization: Box::new(masks) });
     }
     let mut state = start(&trained, parameters);
-    let objective = Objective::new(weighted, weighted, &base, trained, Loss::Divergence, budget()).unwrap();
+    let objective = Objective::new(weighted, Some(weighted), &base, trained, Loss::Divergence, budget()).unwrap();
     let sequences = sequences(12);
     // The loss of the hard masks.
     let hard = |state: &TrainingState| {
@@ -246,7 +247,7 @@ fn masks_are_learned() {
         }
         let student = Weighted { model: &model, source: &masked };
         let nothing: Vec<Trained<'_, f32>> = Vec::new();
-        let objective = Objective::new(student, weighted, &base, nothing, Loss::Divergence, budget()).unwrap();
+        let objective = Objective::new(student, Some(weighted), &base, nothing, Loss::Divergence, budget()).unwrap();
         objective.gradient(&sequences, &[], Moment::default()).unwrap().0
     };
     let before = hard(&state);
@@ -294,12 +295,14 @@ fn what_does_not_fit_is_refused() {
         let planes = vec![Signs::of(rows, 16, &vec![1.0; rows * 16])];
         let trained =
             vec![Trained { tensor: tensor.to_owned(), parametrization: Box::new(PerMatrixScale { planes }) as Box<_> }];
-        Objective::<f32>::new(weighted, weighted, &base, trained, Loss::Divergence, budget())
+        Objective::<f32>::new(weighted, Some(weighted), &base, trained, Loss::Divergence, budget())
     };
     assert!(matches!(make("model.layers.7.mlp.up_proj.weight", 24), Err(ReverseError::Unknown { .. })));
     let up = "model.layers.1.mlp.up_proj.weight";
     assert!(matches!(make(up, 23), Err(ReverseError::Shape { expected: 24, found: 23, .. })));
     let objective = make(up, 24).unwrap();
+    let error = Objective::<f32>::new(weighted, None, &base, Vec::new(), Loss::SquaredError, budget()).err();
+    assert!(matches!(error, Some(ReverseError::NoTeacher)));
     let moment = Moment::default();
     let short = vec![vec![1, 2, 3], vec![1, 2]];
     assert!(matches!(objective.gradient(&short, &[vec![0.1]], moment), Err(ReverseError::Sequences { .. })));
