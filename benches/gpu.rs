@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use bantam::{
     codec::{Element, ZeroPoint},
     compute::{
-        AdapterKind, Choice, Device, Score,
+        AdapterKind, Choice, Device, Feature, Score,
         kernels::{
-            Angles, DeviceMatrix, DeviceNorm, Gate, Levels, Number, Product, QueryKeyValue, Scores, SecondMoments,
-            add_branch, attend, hadamard, solve_lower, sweep,
+            Angles, Coding, DeviceMatrix, DeviceNorm, Gate, Levels, Number, Product, QueryKeyValue, Scales, Scores,
+            SecondMoments, Source, SourceFormat, add_branch, attend, attend_by_scores, convert, dequantize, error_sums,
+            extents, hadamard, pack, quantize, solve_lower, sweep,
         },
         score,
     },
@@ -83,6 +84,50 @@ impl Bench {
         DeviceMatrix::zeros(&self.device, "bench", rows, columns).unwrap()
     }
 
+    /// What codecs do, on weights in BF16 with 4 bits in groups of 128.
+    fn codecs(&self, size: &Size) {
+        let device = &self.device;
+        let (rows, columns) = (size.hidden as u64, size.channels as u64);
+        let (elements, groups) = ((rows * columns) as usize, rows * columns.div_ceil(128));
+        let words: Vec<u16> = (0..elements).map(|index| 0x3c00 + (index * 37 % 997) as u16).collect();
+        let weights = device.upload("bench", bytemuck::cast_slice(&words)).unwrap();
+        let source = Source { buffer: &weights, format: SourceFormat::Bf16, rows, columns };
+        for (name, magnitudes) in [("largest magnitudes of groups", true), ("extremes of groups", false)] {
+            let bytes = 2 * elements + if magnitudes { 4 } else { 8 } * groups as usize;
+            self.line(name, &Cost { bytes, operations: elements }, || {
+                drop(extents(device, &source, 128, magnitudes).unwrap());
+            });
+        }
+        let coding =
+            Coding { element: Element::Integer { bits: 4 }, zero: ZeroPoint::None, width: 128, rows_per_scale: 1 };
+        let steps = device.upload("bench", bytemuck::cast_slice(&vec![0.01_f32; groups as usize])).unwrap();
+        let scales = Scales { scales: &steps, zeros: None };
+        let bytes = 3 * elements + 4 * groups as usize;
+        self.line("quantize, 4 bits", &Cost { bytes, operations: 3 * elements }, || {
+            drop(quantize(device, &source, &coding, &scales).unwrap());
+        });
+        let codes = quantize(device, &source, &coding, &scales).unwrap();
+        let bytes = 5 * elements + 4 * groups as usize;
+        self.line("dequantize, 4 bits", &Cost { bytes, operations: 2 * elements }, || {
+            drop(dequantize(device, &codes, (rows, columns), &coding, &scales).unwrap());
+        });
+        self.line("convert, BF16", &Cost { bytes: 6 * elements, operations: elements }, || {
+            drop(convert(device, &source).unwrap());
+        });
+        let bytes = elements + elements / 2;
+        self.line("pack, 4 bits", &Cost { bytes, operations: 2 * elements }, || {
+            drop(pack(device, &codes, rows, columns, 4).unwrap());
+        });
+        let decoded = dequantize(device, &codes, (rows, columns), &coding, &scales).unwrap();
+        self.line(
+            "sums of errors, and their read-back",
+            &Cost { bytes: 6 * elements, operations: 7 * elements },
+            || {
+                error_sums(device, &source, &decoded).unwrap();
+            },
+        );
+    }
+
     fn products(&self, size: &Size) {
         let device = &self.device;
         let (tokens, channels, hidden) = (size.tokens, size.channels, size.hidden);
@@ -109,6 +154,17 @@ impl Bench {
                 batch.submit().unwrap();
             });
         }
+
+        let halves = vec![0x3c_u8; 2 * tokens * channels];
+        let short_x = DeviceMatrix::stored(device, "bench", channels, Number::F16, &halves).unwrap();
+        let w = DeviceMatrix::stored(device, "bench", channels, Number::F16, &short).unwrap();
+        let units = if device.has(Feature::CooperativeMatrix) { "cooperative matrices" } else { "tiles" };
+        let bytes = 2 * (tokens * channels + channels * hidden) + 4 * tokens * hidden;
+        self.line(&format!("multiply x wᵀ, both F16, {units}"), &Cost { bytes, operations }, || {
+            let mut batch = device.batch();
+            Product::TRANSPOSED.add(device, &mut batch, &short_x.view(), &w.view(), &out.view()).unwrap();
+            batch.submit().unwrap();
+        });
 
         let sums = SecondMoments::new(device, channels).unwrap();
         let square = channels * (channels + 1) / 2;
@@ -189,6 +245,9 @@ impl Bench {
         self.line("attention, causal, 4 heads a key head", &cost, || {
             attend(device, &attention, &inputs, size.length, None, &mut scores, &out.view()).unwrap();
         });
+        self.line("the same by scores in memory", &cost, || {
+            attend_by_scores(device, &attention, &inputs, size.length, None, &mut scores, &out.view()).unwrap();
+        });
 
         self.line("residual sum", &Cost { bytes: 12 * elements, operations: elements }, || {
             let mut batch = device.batch();
@@ -238,7 +297,9 @@ fn main() {
         size.hidden,
         size.length,
     );
+    println!("{:38} {:>13} {:>14} {:>7} {:>18} {:>7}", "kernel", "time", "bytes", "of copy", "operations", "of loop");
     let bench = Bench { device, ceilings };
+    bench.codecs(&size);
     bench.products(&size);
     bench.solvers(&size);
     bench.block(&size);

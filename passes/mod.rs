@@ -4,13 +4,16 @@ pub mod awq;
 pub mod bitdelta;
 pub mod folding;
 pub mod gptq;
+pub mod pvq;
+pub mod rotate;
 pub mod rtn;
 pub mod smoothquant;
 pub mod smoothquant_plus;
+pub mod vptq;
 
 use crate::{
     checkpoint::Dtype,
-    codec::{Codec, CodecError, CodedRows, MatrixParameters, RowSource, ScaleFormat},
+    codec::{CodecError, CodedRows, Coding, MatrixParameters, Rotations, RowSource, ScaleFormat, StoredMatrix, Whole},
     compute::{ComputeError, Device},
     layout::Activations,
 };
@@ -28,6 +31,12 @@ pub enum Settings {
     SmoothQuantPlus(smoothquant_plus::Settings),
     /// AWQ.
     Awq(awq::Settings),
+    /// Pyramid vector quantization.
+    Pvq(pvq::Settings),
+    /// Vector quantization.
+    Vptq(vptq::Settings),
+    /// Rotation.
+    Rotate(rotate::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -65,7 +74,8 @@ pub struct PassInfo {
 }
 
 /// All passes.
-pub const REGISTRY: &[PassInfo] = &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO];
+pub const REGISTRY: &[PassInfo] =
+    &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO, rotate::INFO, pvq::INFO, vptq::INFO];
 
 /// One matrix as a pass sees it at plan time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +86,10 @@ pub struct Matrix {
     pub rows: usize,
     /// Columns (input features).
     pub columns: usize,
+    /// Experts that are stacked in it; 1 where there are none.
+    pub experts: usize,
+    /// Decides random choices.
+    pub seed: u64,
     /// Type of the dense weights.
     pub dense_dtype: Dtype,
     /// The layout's scale type for it.
@@ -116,28 +130,76 @@ pub trait MatrixEncoder: Send + Sync {
         first_row: usize,
         rows: usize,
     ) -> Result<EncodedStripe, CodecError>;
-    /// The same on a graphics processor, the same bytes; `None` where it has no kernels for this encoding, or where the
-    /// weights are such that [`MatrixEncoder::encode`] has to say what is wrong with them.
+    /// Whether a graphics processor has kernels for this encoding.
+    fn runs_on_devices(&self) -> bool {
+        false
+    }
+    /// Begins to encode the rows on a graphics processor, with the same bytes as a result, and does not wait; `None` where
+    /// it has no kernels for this encoding.
     ///
     /// # Errors
     /// [`ComputeError`] when the device fails; [`MatrixEncoder::encode`] does the same work without it.
-    fn encode_on(
-        &self,
-        _device: &Device,
-        _source: &dyn RowSource,
-        _parameters: &MatrixParameters,
+    fn start_on<'a>(
+        &'a self,
+        _device: &'a Device,
+        _source: &'a dyn RowSource,
+        _parameters: &'a MatrixParameters,
         _first_row: usize,
         _rows: usize,
-    ) -> Result<Option<EncodedStripe>, ComputeError> {
+    ) -> Result<Option<Box<dyn StripeOnDevice + 'a>>, ComputeError> {
         Ok(None)
     }
+    /// The same to the end; also `None` where the weights are such that [`MatrixEncoder::encode`] has to say what is wrong
+    /// with them.
+    ///
+    /// # Errors
+    /// As for [`MatrixEncoder::start_on`].
+    fn encode_on(
+        &self,
+        device: &Device,
+        source: &dyn RowSource,
+        parameters: &MatrixParameters,
+        first_row: usize,
+        rows: usize,
+    ) -> Result<Option<EncodedStripe>, ComputeError> {
+        let Some(mut stripe) = self.start_on(device, source, parameters, first_row, rows)? else { return Ok(None) };
+        stripe.go_on()?;
+        stripe.finish()
+    }
+}
+
+/// A stripe on its way through a graphics processor.
+pub trait StripeOnDevice {
+    /// Waits for what the device found first, and queues the rest of the work; called once.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when the device fails.
+    fn go_on(&mut self) -> Result<(), ComputeError>;
+    /// Waits for the result; `None` where the weights are such that [`MatrixEncoder::encode`] has to say what is wrong.
+    ///
+    /// # Errors
+    /// [`ComputeError`] when the device fails.
+    fn finish(self: Box<Self>) -> Result<Option<EncodedStripe>, ComputeError>;
+}
+
+/// How second moments are factored for an encoding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factoring {
+    /// Share of H's mean diagonal that is added to the diagonal.
+    pub damping: f64,
+    /// Order of the columns.
+    pub order: gptq::Order,
+    /// Share of the correction for the lossy input, from 0 to 1.
+    pub drift_share: f64,
 }
 
 /// What an encoding makes of a set of matrices: their codecs, from settings and shapes alone where that is possible.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     /// The number format.
-    pub codec: Codec,
+    pub codec: Coding,
+    /// How the matrix is rotated before it is encoded.
+    pub rotations: Option<Rotations>,
     /// The run-time treatment of activations.
     pub activations: Activations,
 }
@@ -196,20 +258,47 @@ pub fn choose<'a, E: From<ChooseError>>(
 }
 
 impl Settings {
-    /// The number format that an encoding asks for; none for transforms.
+    /// The format of codes of single weights that an encoding asks for.
     #[must_use]
     pub fn number(&self) -> Option<&rtn::Settings> {
         match self {
             Self::Rtn(settings) => Some(settings),
             Self::Gptq(settings) => Some(&settings.number),
-            Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => None,
+            _ => None,
         }
+    }
+
+    /// How its codes are found under second moments of the input; none where nothing has to be known of it.
+    #[must_use]
+    pub fn factoring(&self) -> Option<Factoring> {
+        match self {
+            Self::Gptq(gptq::Settings { solve, .. }) => {
+                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
+            }
+            Self::Pvq(pvq::Settings { solve, calibrated: true, .. }) => {
+                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
+            }
+            Self::Vptq(vptq::Settings { solve, calibrated: true, .. }) => {
+                Some(Factoring { damping: solve.damping, order: solve.order, drift_share: solve.drift_share })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether its codes are found under second moments of the input.
+    #[must_use]
+    pub fn is_solved(&self) -> bool {
+        self.factoring().is_some()
     }
 
     /// Whether what it does to weights follows from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
-        !matches!(self, Self::Rtn(_))
+        match self {
+            Self::Rtn(_) | Self::Rotate(_) => false,
+            Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
+            Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
+        }
     }
 
     /// Whether choosing the codec needs the weights themselves (a bits-per-weight target over granularities, outliers
@@ -224,9 +313,12 @@ impl Settings {
     /// # Errors
     /// [`SettingError`] when the settings contradict the matrix or the layout's scale type.
     pub fn codec(&self, matrix: &Matrix) -> Result<Choice, SettingError> {
-        match self.number() {
-            Some(settings) => settings.codec(matrix),
-            None => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
+        match self {
+            Self::Rtn(settings) => settings.codec(matrix),
+            Self::Gptq(settings) => settings.number.codec(matrix),
+            Self::Pvq(settings) => settings.choose(matrix),
+            Self::Vptq(settings) => settings.choose(matrix),
+            _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
 
@@ -234,9 +326,44 @@ impl Settings {
     /// where nothing is known of the input.
     ///
     /// # Panics
-    /// Panics for a transform, which has no number format and so no [`Choice`].
+    /// Panics for a transform, which has no number format and so no [`Choice`], and for codes of whole matrices.
     #[must_use]
     pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
-        self.number().expect("only encodings are chosen").encoder(matrix, choice)
+        let codec = choice.codec.scalar().expect("codes of whole matrices have no encoder of rows");
+        self.number().expect("only encodings are chosen").encoder(matrix, codec)
+    }
+
+    /// Encodes a whole matrix (rotated already, where it is to be stored rotated) without knowing its input. Random choices
+    /// follow from `name`.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the weights cannot be encoded.
+    pub fn encode_whole(
+        &self,
+        whole: &Whole,
+        name: &str,
+        weights: &crate::forward::Matrix,
+    ) -> Result<(StoredMatrix, Deviations), CodecError> {
+        match (self, whole) {
+            (Self::Pvq(settings), Whole::Pyramid(pyramid)) => {
+                let (rows, columns) = (weights.rows, weights.columns);
+                let linear = pvq::Linear { weights: &weights.values, rows, columns, pyramid: *pyramid };
+                let solution = pvq::encode(&linear, &settings.solve).map_err(gptq::SolveError::into_codec)?;
+                Ok((solution.tensors, solution.report.deviations))
+            }
+            (Self::Vptq(settings), Whole::Vector(format)) => {
+                let linear = vptq::Linear {
+                    name,
+                    weights: &weights.values,
+                    rows: weights.rows,
+                    format,
+                    arithmetic: format.storage,
+                };
+                let solution = vptq::solve_nearest(&linear, weights.columns, &settings.solve)
+                    .map_err(gptq::SolveError::into_codec)?;
+                Ok((solution.tensors, solution.report.deviations))
+            }
+            _ => Err(CodecError::Missing { what: "encoder for this number format" }),
+        }
     }
 }

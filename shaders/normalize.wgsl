@@ -5,7 +5,8 @@
 // Layout: binding 0 Shape; 1 x, 2 weight [width], 3 bias [width], 4 out, all F32; first and strides count elements. A
 // row of x and of out holds `heads` vectors of `width` elements, so that norms of heads need no copy; with heads = 1 it
 // is the norm of the row. Without weight or bias its binding holds anything and the flag is 0.
-// Threads: SIZE a vector. Each invocation adds up every SIZE-th element, then the sums are added in pairs.
+// Threads: SIZE a vector. Each invocation adds up every SIZE-th element, then the sums of all are added.
+// needs: parts/reduce.wgsl
 
 struct Shape {
     vectors: u32,
@@ -34,29 +35,13 @@ const SIZE: u32 = 128u;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
-var<workgroup> parts: array<f32, SIZE>;
-
-fn total(index: u32, part: f32) -> f32 {
-    parts[index] = part;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half /= 2u) {
-        if index < half {
-            parts[index] += parts[index + half];
-        }
-        workgroupBarrier();
-    }
-    let sum = parts[0];
-    // All have read it before the next sum begins.
-    workgroupBarrier();
-    return sum;
-}
-
 @compute @workgroup_size(SIZE)
 fn normalize_vectors(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
+    lane: Lane,
 ) {
+    let index = lane.index;
     let vector = group.y * groups.x + group.x;
     if vector >= shape.vectors {
         return;
@@ -73,14 +58,14 @@ fn normalize_vectors(
         for (var i = index; i < shape.width; i += SIZE) {
             part += x[first + i];
         }
-        mean = total(index, part) / count;
+        mean = total(lane, part) / count;
     }
     var part = 0.0;
     for (var i = index; i < shape.width; i += SIZE) {
         let value = x[first + i] - mean;
         part = fma(value, value, part);
     }
-    let inverse = 1.0 / sqrt(total(index, part) / count + shape.epsilon);
+    let inverse = 1.0 / sqrt(total(lane, part) / count + shape.epsilon);
     for (var i = index; i < shape.width; i += SIZE) {
         var value = (x[first + i] - mean) * inverse;
         if shape.weighted != 0u {

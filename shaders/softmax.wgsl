@@ -7,6 +7,7 @@
 // Layout: binding 0 Shape; 1 sinks, [all heads] F32; 2 scores, [layers, queries, length] F32: rows are the queries from
 // first_query on, columns keys; layer l is of head first_head + l % heads.
 // Threads: SIZE a row.
+// needs: parts/reduce.wgsl
 
 struct Shape {
     layers: u32,
@@ -29,8 +30,6 @@ const SIZE: u32 = 128u;
 @group(0) @binding(1) var<storage, read> sinks: array<f32>;
 @group(0) @binding(2) var<storage, read_write> scores: array<f32>;
 
-var<workgroup> parts: array<f32, SIZE>;
-
 // tanh by its series near zero, where the quotient would lose digits; beyond 9 it is one in F32.
 fn hyperbolic_tangent(x: f32) -> f32 {
     let square = x * x;
@@ -51,8 +50,9 @@ fn capped(score: f32) -> f32 {
 fn softmax(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) index: u32,
+    lane: Lane,
 ) {
+    let index = lane.index;
     let row = group.y * groups.x + group.x;
     if row >= shape.layers * shape.queries {
         return;
@@ -68,41 +68,24 @@ fn softmax(
     for (var key = start + index; key < end; key += SIZE) {
         part = max(part, capped(scores[first + key]));
     }
-    parts[index] = part;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half /= 2u) {
-        if index < half {
-            parts[index] = max(parts[index], parts[index + half]);
-        }
-        workgroupBarrier();
-    }
-    var largest = parts[0];
+    var top = largest(lane, part);
     if shape.sunk != 0u {
-        largest = max(largest, sinks[head]);
+        top = max(top, sinks[head]);
     }
-    workgroupBarrier();
 
     part = 0.0;
     for (var key = start + index; key < end; key += SIZE) {
-        part += exp(capped(scores[first + key]) - largest);
+        part += exp(capped(scores[first + key]) - top);
     }
-    parts[index] = part;
-    workgroupBarrier();
-    for (var half = SIZE / 2u; half > 0u; half /= 2u) {
-        if index < half {
-            parts[index] += parts[index + half];
-        }
-        workgroupBarrier();
-    }
-    var total = parts[0];
+    var all = total(lane, part);
     if shape.sunk != 0u {
-        total += exp(sinks[head] - largest);
+        all += exp(sinks[head] - top);
     }
-    let inverse = 1.0 / total;
+    let inverse = 1.0 / all;
     for (var key = index; key < shape.length; key += SIZE) {
         var share = 0.0;
         if key >= start && key < end {
-            share = exp(capped(scores[first + key]) - largest) * inverse;
+            share = exp(capped(scores[first + key]) - top) * inverse;
         }
         scores[first + key] = share;
     }

@@ -42,7 +42,10 @@ fn adapters_are_listed_with_limits_and_a_score() {
             let bytes = device["score"][format!("{rate}_bytes_per_second")].as_u64().unwrap();
             assert!(bytes > 1_000_000, "{rate}: {device}");
         }
-        assert!(device["score"]["multiply_add_per_second"].as_u64().unwrap() > 1_000_000, "{device}");
+        for rate in ["multiply_add", "product"] {
+            let operations = device["score"][format!("{rate}_per_second")].as_u64().unwrap();
+            assert!(operations > 1_000_000, "{rate}: {device}");
+        }
     }
 }
 
@@ -150,12 +153,15 @@ fn the_device_writes_the_processors_bytes_and_is_named_in_the_manifest() {
 
 #[test]
 fn what_the_device_fails_at_is_done_on_the_processor_and_counted() {
-    let Some(mut environment) = adapter() else { return };
-    environment.push(("BANTAM_GPU_MEMORY", "1KiB"));
+    let Some(environment) = adapter() else { return };
+    // The command line counts, not the environment.
+    let environment: Vec<_> = environment.into_iter().chain([("BANTAM_GPU_MEMORY", "1GiB")]).collect();
+    let little = ["--max-device-memory", "1KiB"];
     let bench = Bench::new();
     let pass = "bits = 4\ngroup_size = 128";
     expect_exit(&mut bench.run(pass, "compressed-tensors", "cpu", "cpu"), 0);
-    let output = expect_exit(bench.run(pass, "compressed-tensors", "gpu", "gpu").envs(environment.clone()), 0);
+    let mut run = bench.run(pass, "compressed-tensors", "gpu", "gpu");
+    let output = expect_exit(run.args(little).envs(environment.clone()), 0);
     let warning = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(warning.contains("BANTAM_GPU_MEMORY") && warning.contains("on the processor"), "{warning}");
     let manifest = bench.manifest("gpu");
@@ -165,7 +171,32 @@ fn what_the_device_fails_at_is_done_on_the_processor_and_counted() {
     let weights = |out: &str| std::fs::read(bench.0.path().join(out).join("model.safetensors")).unwrap();
     assert!(weights("gpu") == weights("cpu"));
     let mut denied = bench.run(pass, "compressed-tensors", "gpu", "denied");
-    expect_exit(denied.envs(environment).args(["--deny", "fallback"]), 1);
+    expect_exit(denied.args(little).envs(environment).args(["--deny", "fallback"]), 1);
+}
+
+#[test]
+fn a_devices_memory_beside_the_processors_counts_in_the_plan() {
+    let Some(environment) = adapter() else { return };
+    let bench = Bench::new();
+    let pass = "bits = 4\ngroup_size = 128";
+    let budget = ["--max-memory", "120MB"];
+    expect_exit(bench.run(pass, "compressed-tensors", "cpu", "cpu").args(budget), 0);
+    let mut run = bench.run(pass, "compressed-tensors", "gpu", "gpu");
+    let output = expect_exit(run.args(budget).args(["--threads", "1"]).envs(environment), 4);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(message.contains("memory"), "{message}");
+}
+
+#[test]
+fn auto_writes_the_processors_bytes_and_manifest_and_says_what_it_chose() {
+    let bench = Bench::new();
+    let pass = "bits = 4\ngroup_size = 128";
+    expect_exit(&mut bench.run(pass, "compressed-tensors", "cpu", "cpu"), 0);
+    let mut run = bench.run(pass, "compressed-tensors", "auto", "auto");
+    let output = expect_exit(run.arg("--verbose").env("BANTAM_ADAPTER", "software"), 0);
+    let detail = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(detail.contains("computing on the processor: "), "{detail}");
+    assert_same(&bench.0.path().join("cpu"), &bench.0.path().join("auto"));
 }
 
 #[cfg(target_os = "linux")]

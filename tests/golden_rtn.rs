@@ -224,6 +224,8 @@ fn encode(dense: &Dense, settings: &str, global: Option<f32>) -> (Coded, (usize,
         name: "golden".to_owned(),
         rows: dense.rows,
         columns: dense.columns,
+        experts: 1,
+        seed: 0,
         dense_dtype: Dtype::BF16,
         scale: ScaleFormat::BF16,
         minimum_zero_point: 0,
@@ -235,9 +237,9 @@ fn encode(dense: &Dense, settings: &str, global: Option<f32>) -> (Coded, (usize,
     let parameters = MatrixParameters { tensor_scale: global.or(prepared.tensor_scale), ..prepared };
     let stripe = encoder.encode(dense, &parameters, 0, dense.rows).unwrap();
     assert!(stripe.deviations.is_empty());
-    let group = match choice.codec.granularity {
+    let group = match choice.codec.scalar().unwrap().granularity {
         bantam::codec::Granularity::Block { rows, columns } => (rows, columns),
-        _ => (1, choice.codec.group_columns(dense.columns)),
+        _ => (1, choice.codec.scalar().unwrap().group_columns(dense.columns)),
     };
     let zeros = (!stripe.rows.zeros.is_empty()).then_some(stripe.rows.zeros);
     (Coded { codes: stripe.rows.codes, scales: stripe.rows.scales, zeros, global: parameters.tensor_scale }, group)

@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, path::Path};
 
 use bantam::{
     checkpoint::{Checkpoint, Dtype},
-    codec::{Codec, CodedRows, Granularity, MatrixParameters, OutlierCount, Outliers, ScaleFormat, ZeroPoint},
+    codec::{
+        Codec, CodedRows, Granularity, MatrixParameters, OutlierCount, Outliers, Rotations, ScaleFormat, ZeroPoint,
+    },
     forward::InputFormat,
     layout::{
         Activations, Layout, LayoutName, LogicalCheckpoint, MatrixSpec, Refusal, STRIPE_ALIGNMENT, layout, scatter,
@@ -45,7 +47,7 @@ impl Random {
 
 /// A matrix in codes, all rows.
 fn random_matrix(spec: &MatrixSpec, least_zero: u8, random: &mut Random) -> (CodedRows, MatrixParameters) {
-    let codec = &spec.codec;
+    let codec = spec.scalar();
     let bits = codec.codec_bits();
     let count = codec.scale_count(spec.rows, spec.columns);
     let whole = codec.granularity == Granularity::Tensor;
@@ -77,7 +79,7 @@ fn random_outliers(spec: &MatrixSpec, count: usize, random: &mut Random) -> Outl
         places.insert((random.below(spec.rows as u64) as usize, random.below(spec.columns as u64) as u32));
     }
     let row_starts = (0..=spec.rows).map(|row| places.iter().filter(|place| place.0 < row).count() as u32).collect();
-    let values = places.iter().map(|_| random.scale(spec.codec.scale) * 64.0).collect();
+    let values = places.iter().map(|_| random.scale(spec.scalar().scale) * 64.0).collect();
     Outliers { row_starts, columns: places.iter().map(|place| place.1).collect(), values }
 }
 
@@ -123,7 +125,7 @@ fn assemble(
             break;
         }
         let rows = stripe_rows.min(spec.rows - first);
-        scatter(&layout.pack(spec, &stripe(&spec.codec, all, first, rows)), &mut buffers);
+        scatter(&layout.pack(spec, &stripe(spec.scalar(), all, first, rows)), &mut buffers);
         first += rows;
     }
     buffers
@@ -186,7 +188,7 @@ fn round_trip(name: LayoutName, specs: &[MatrixSpec], seed: u64) {
         assert_eq!((tensor.stored_bytes, tensor.parts.len()), (stored, layout.tensors(spec).len()));
         assert_eq!(read.parameters(&spec.name).unwrap(), *parameters);
         for (first, rows) in [(0, spec.rows), (spec.rows / 3, spec.rows / 2), (spec.rows, 0)] {
-            let expected = stripe(&spec.codec, coded, first, rows);
+            let expected = stripe(spec.scalar(), coded, first, rows);
             assert_eq!(read.coded_rows(&spec.name, first, rows).unwrap(), expected, "{} {first}+{rows}", spec.name);
         }
         assert!(read.coded_rows(&spec.name, 1, spec.rows).is_err());
@@ -197,7 +199,7 @@ fn round_trip(name: LayoutName, specs: &[MatrixSpec], seed: u64) {
 /// The weights in both orders of the last two dimensions.
 fn check_weights(read: &LogicalCheckpoint, spec: &MatrixSpec, coded: &CodedRows, parameters: &MatrixParameters) {
     let mut expected = vec![0.0; spec.rows * spec.columns];
-    spec.codec.dequantize_rows(coded, parameters, &mut expected).unwrap();
+    spec.scalar().dequantize_rows(coded, parameters, &mut expected).unwrap();
     let (experts, columns) = (spec.experts.unwrap_or(1), spec.columns);
     let expert_rows = spec.rows / experts;
     for turned in [spec.transposed, !spec.transposed] {
@@ -230,7 +232,9 @@ fn spec(name: &str, rows: usize, columns: usize, codec: Codec) -> MatrixSpec {
         columns,
         transposed: false,
         dense_dtype: Dtype::BF16,
-        codec,
+        codec: codec.into(),
+        rotations: None,
+        bias: false,
         activations: Activations::None,
     }
 }
@@ -324,7 +328,7 @@ fn every_codec(
         let rows = expert_rows * experts.unwrap_or(1);
         let mut spec = spec(&format!("m{index}.weight"), rows, columns, codec(&name, scale));
         let count = outliers.map(|count| count.min((rows * columns) as u64));
-        spec.codec.outliers = count.map(|count| OutlierCount { count });
+        spec.codec = Codec { outliers: count.map(|count| OutlierCount { count }), ..spec.scalar().clone() }.into();
         spec.experts = experts;
         spec.transposed = transposed;
         spec
@@ -478,7 +482,11 @@ fn what_a_layout_has_not_is_refused() {
     for change in [
         |spec: &mut MatrixSpec| spec.experts = Some(2),
         |spec: &mut MatrixSpec| spec.transposed = true,
-        |spec: &mut MatrixSpec| spec.codec.outliers = Some(OutlierCount { count: 1 }),
+        |spec: &mut MatrixSpec| spec.rotations = Some(Rotations { seed: 1, inputs: true, outputs: true }),
+        |spec: &mut MatrixSpec| {
+            let outliers = Some(OutlierCount { count: 1 });
+            spec.codec = Codec { outliers, ..spec.scalar().clone() }.into();
+        },
     ] {
         let mut spec = matrix(128, 128, "int4-g64");
         change(&mut spec);

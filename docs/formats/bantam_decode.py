@@ -9,6 +9,7 @@ import re
 import sys
 
 import numpy as np
+import pyramid_decode
 
 NAMES = {"mxfp4": "fp4-g32-e8m0", "mxfp8": "fp8-g32-e8m0", "nvfp4": "fp4-g16-e4m3"}
 FP4 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -46,7 +47,30 @@ def unpack(rows, count, bits):
     return (stream.reshape(len(rows), count, bits) << np.arange(bits, dtype=np.uint8)).sum(-1).astype(np.uint8)
 
 
+def decode_turned(tensors, name, group, shape):
+    """Matrices that are stored rotated or as points of pyramids: each expert's matrix as a whole."""
+    *stack, rows, columns = [*shape[:-2], *shape[:-3:-1]] if group["transposed"] else shape
+    rotations = group.get("rotations") or {"inputs": False, "outputs": False, "seed": 0}
+    plain = {**group, "rotations": None, "transposed": False}
+    matrices = []
+    for expert in range(int(np.prod(stack, dtype=np.int64))):
+        part = lambda suffix: tensors[f"{name}.{suffix}"][expert] if stack else tensors[f"{name}.{suffix}"]
+        if group["codec"].startswith("pvq"):
+            matrix = pyramid_decode.pyramid(part, group["codec"], rows, columns)
+        else:
+            matrix = decode(tensors, name, plain, [*stack, rows, columns]).reshape(-1, rows, columns)[expert]
+        if rotations["outputs"]:
+            matrix = pyramid_decode.rotation(rows, ~rotations["seed"] % 2**64).T @ matrix
+        if rotations["inputs"]:
+            matrix = matrix @ pyramid_decode.rotation(columns, rotations["seed"])
+        matrices.append(matrix.astype(np.float32))
+    weights = np.stack(matrices).reshape(*stack, rows, columns)
+    return weights.swapaxes(-1, -2) if group["transposed"] else weights
+
+
 def decode(tensors, name, group, shape):
+    if group.get("rotations") or group["codec"].startswith("pvq"):
+        return decode_turned(tensors, name, group, shape)
     element, granularity, *rest = NAMES.get(group["codec"], group["codec"]).split("-")
     *stack, rows, columns = [*shape[:-2], *shape[:-3:-1]] if group["transposed"] else shape
     rows *= int(np.prod(stack, dtype=np.int64))
@@ -86,7 +110,7 @@ def decode_all(folder):
     """Names, codecs and weights of all coded matrices."""
     tensors = read_tensors(folder)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert config["quant_method"] == "bantam" and config["version"] == 1, "not a bantam artifact of version 1"
+    assert config["quant_method"] == "bantam" and config["version"] in (1, 2), "not a bantam artifact"
     for group in config["groups"]:
         for name, shape in group["tensors"].items():
             yield name, group["codec"], decode(tensors, name, group, shape)

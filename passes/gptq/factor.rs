@@ -19,23 +19,23 @@ const ESCALATIONS: usize = 24;
 #[derive(Debug, Clone)]
 pub struct Factor {
     /// Channels.
-    pub(super) columns: usize,
+    pub(in crate::passes) columns: usize,
     /// The original column at each place of the sweep.
-    pub(super) permutation: Vec<usize>,
+    pub(in crate::passes) permutation: Vec<usize>,
     /// The place of each column in the sweep.
-    pub(super) places: Vec<usize>,
+    pub(in crate::passes) places: Vec<usize>,
     /// U, upper triangular, `[columns, columns]` row-major, in the order of the sweep.
-    pub(super) upper: Vec<f32>,
+    pub(in crate::passes) upper: Vec<f32>,
     /// H damped, `[columns, columns]`, in the original order; dead channels have no moments but their diagonal.
-    pub(super) hessian: Vec<f32>,
+    pub(in crate::passes) hessian: Vec<f32>,
     /// What was added to each diagonal element, in the original order; for dead channels the whole element.
-    pub(super) added: Vec<f64>,
+    pub(in crate::passes) added: Vec<f64>,
     /// Dead channels, ascending.
-    pub(super) dead: Vec<usize>,
+    pub(in crate::passes) dead: Vec<usize>,
     /// The damping used, as a share of the mean diagonal.
-    pub(super) damping: f64,
+    pub(in crate::passes) damping: f64,
     /// How often damping had to be multiplied by ten.
-    pub(super) escalations: usize,
+    pub(in crate::passes) escalations: usize,
 }
 
 impl Factor {
@@ -125,7 +125,7 @@ impl Factor {
 
 /// U by way of the reversed matrix: with the rows and columns of H reversed, its lower factor's inverse, reversed
 /// again, is U. So H⁻¹ is never formed. Returns the permutation used, too.
-pub(super) fn upper_of(
+pub(in crate::passes) fn upper_of(
     element: impl Fn(usize, usize) -> f64 + Sync,
     permutation: &[usize],
     choice: Order,

@@ -15,9 +15,10 @@ mod descent;
 #[cfg(test)]
 mod device_tests;
 mod factor;
-mod lanes;
+pub(in crate::passes) mod lanes;
 mod local;
-mod loss;
+pub(in crate::passes) mod loss;
+mod on_device;
 mod options;
 mod refine;
 mod search;
@@ -25,12 +26,16 @@ mod settings;
 mod shared;
 mod solve;
 mod sweep;
-mod target;
+pub(in crate::passes) mod target;
 #[cfg(test)]
 mod tests;
 mod triangular;
 
 pub use factor::Factor;
+pub(in crate::passes) use lanes::add_outer;
+pub(in crate::passes) use loss::undamped;
+pub use on_device::solve_on;
 pub use options::{Linear, Moments, Order, Report, Solution, SolveError, SolveOptions};
 pub use settings::{INFO, Settings};
 pub use solve::{solve, solve_towards};
+pub(in crate::passes) use target::{Correction, corrected};

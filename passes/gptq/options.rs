@@ -153,8 +153,17 @@ pub enum SolveError {
 }
 
 impl SolveError {
+    /// What it is where nothing is known of inputs: only the weights or the format can be at fault.
+    #[must_use]
+    pub fn into_codec(self) -> CodecError {
+        match self {
+            Self::Codec(error) => error,
+            other => CodecError::Stored { what: "weights", problem: other.to_string() },
+        }
+    }
+
     /// Refuses a list of the wrong length.
-    pub(super) fn check(what: &'static str, expected: usize, got: usize) -> Result<(), Self> {
+    pub(in crate::passes) fn check(what: &'static str, expected: usize, got: usize) -> Result<(), Self> {
         if expected == got { Ok(()) } else { Err(Self::Length { what, expected, got }) }
     }
 }

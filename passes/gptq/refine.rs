@@ -49,26 +49,67 @@ impl<'c, 'a> Refinement<'c, 'a> {
     }
 
     fn round(&mut self, round: usize) -> bool {
-        let (columns, width) = (self.chunk.factor.columns, self.chunk.width());
-        // A panel holds whole groups, unless they are too wide to be solved as a whole.
-        let panel = if width <= WIDEST { PANEL.next_multiple_of(width) } else { PANEL };
-        let before: f64 = self.gains.iter().sum();
-        if width > WIDEST && self.chunk.own_scales && self.chunk.grid.scale_format() != ScaleFormat::E8M0 {
-            (0..self.chunk.groups.len()).for_each(|group| self.rescale(group));
+        let before = self.gained();
+        for group in self.rescaled_groups() {
+            self.rescale(group, Self::gradient);
         }
-        for start in (0..columns).step_by(panel) {
-            let end = columns.min(start + panel);
-            let mut gradient = self.gradient(start..end);
-            let mut first = start;
-            while first < end {
-                let group = first / width;
-                let last = end.min((group + 1) * width);
-                self.improve(round, group, first..last, start, &mut gradient);
-                first = last;
-            }
+        for panel in self.panels() {
+            let mut gradient = self.gradient(panel.clone());
+            self.panel(round, panel, &mut gradient);
         }
-        let gained: f64 = self.gains.iter().sum();
+        self.is_worth_another(before)
+    }
+
+    /// By how much the losses of all rows have fallen.
+    pub fn gained(&self) -> f64 {
+        self.gains.iter().sum()
+    }
+
+    /// By how much each row's loss has fallen.
+    pub fn gains(self) -> Vec<f64> {
+        self.gains
+    }
+
+    /// Whether a round before which so much had been gained changed more than a little.
+    pub fn is_worth_another(&self, before: f64) -> bool {
+        let gained = self.gained();
         gained - before > WORTH * (self.loss - gained)
+    }
+
+    /// v − t, stored like the target.
+    pub fn differences(&self) -> &[f32] {
+        &self.differences
+    }
+
+    /// The columns whose gradient is computed together: whole groups, unless they are too wide to be solved as a whole.
+    pub fn panels(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (columns, width) = (self.chunk.factor.columns, self.chunk.width());
+        let panel = if width <= WIDEST { PANEL.next_multiple_of(width) } else { PANEL };
+        (0..columns).step_by(panel).map(move |start| start..columns.min(start + panel))
+    }
+
+    /// Groups that are too wide to be solved as a whole, whose scales are fitted to their levels first.
+    pub fn rescaled_groups(&self) -> Range<usize> {
+        let chunk = &self.chunk;
+        let any = chunk.width() > WIDEST && chunk.own_scales && chunk.grid.scale_format() != ScaleFormat::E8M0;
+        0..if any { chunk.groups.len() } else { 0 }
+    }
+
+    /// The columns of a group.
+    pub fn columns_of(&self, group: usize) -> Range<usize> {
+        self.chunk.columns_of(group)
+    }
+
+    /// Improves the columns of a panel, whose gradient is given.
+    pub fn panel(&mut self, round: usize, panel: Range<usize>, gradient: &mut [f32]) {
+        let width = self.chunk.width();
+        let mut first = panel.start;
+        while first < panel.end {
+            let group = first / width;
+            let last = panel.end.min((group + 1) * width);
+            self.improve(round, group, first..last, panel.start, gradient);
+            first = last;
+        }
     }
 
     /// (v − t) H for some columns.
@@ -142,7 +183,7 @@ impl<'c, 'a> Refinement<'c, 'a> {
 
     /// The best scale of a wide group with its levels fixed: v is the group's values, g their gradient; a step (α − 1) v
     /// changes the loss by 2 (α − 1) v gᵀ + (α − 1)² v H vᵀ.
-    fn rescale(&mut self, group: usize) {
+    pub fn rescale(&mut self, group: usize, gradient_of: impl Fn(&Self, Range<usize>) -> Vec<f32>) {
         let (lanes, columns) = (self.chunk.lanes, self.chunk.factor.columns);
         let range = self.chunk.columns_of(group);
         let place = range.start * lanes..range.end * lanes;
@@ -153,7 +194,7 @@ impl<'c, 'a> Refinement<'c, 'a> {
         let mut own = vec![0.0; PANEL * lanes];
         for start in range.clone().step_by(PANEL) {
             let end = range.end.min(start + PANEL);
-            let gradient = self.gradient(start..end);
+            let gradient = gradient_of(self, start..end);
             let own = &mut own[..gradient.len()];
             let from = MatRef::from_column_major_slice(&values, lanes, range.len());
             let to = MatMut::from_column_major_slice_mut(own, lanes, end - start);

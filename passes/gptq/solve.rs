@@ -43,6 +43,25 @@ pub fn solve_towards(
     residual: Option<&[f32]>,
     options: &SolveOptions,
 ) -> Result<Solution, SolveError> {
+    let corrects = check(factor, moments, linear, residual, options)?;
+    let correction = Correction { drift: moments.drift, residual, share: options.drift_share };
+    let target = corrects.then(|| target::corrected(factor, linear.weights, &correction));
+    let prepared = Prepared::new(factor, linear, options, target)?;
+    let job = prepared.job(factor, linear, options);
+    let columns = factor.columns;
+    let chunks = if columns == 0 { 0 } else { linear.rows.div_ceil(ROWS) };
+    let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * ROWS)).collect();
+    Ok(job.assemble(done))
+}
+
+/// Whether the lengths fit and all numbers are finite; gives whether the target is corrected.
+pub(super) fn check(
+    factor: &Factor,
+    moments: &Moments,
+    linear: &Linear,
+    residual: Option<&[f32]>,
+    options: &SolveOptions,
+) -> Result<bool, SolveError> {
     let (rows, columns) = (linear.rows, factor.columns);
     SolveError::check("second moments' channels", columns, moments.columns)?;
     SolveError::check("weights", rows * columns, linear.weights.len())?;
@@ -58,43 +77,63 @@ pub fn solve_towards(
     {
         SolveError::check(what, expected, list.map_or(expected, <[f32]>::len))?;
     }
-    let correction = Correction { drift: moments.drift, residual, share: options.drift_share };
-    let corrects = options.drift_share != 0.0 && (moments.drift.is_some() || residual.is_some());
-    let target = corrects.then(|| target::corrected(factor, linear.weights, &correction));
-    let target = target.as_deref().unwrap_or(linear.weights);
-    if let Some(index) = range::first_non_finite(target) {
-        return Err(SolveError::Target { row: index / columns, column: index % columns });
-    }
-    let shared = Shared::new(linear, target, columns, options)?;
-    let width = linear.codec.group_columns(columns);
-    let blocks = if options.refine { Blocks::new(factor, width) } else { None };
-    let job = Job { factor, linear, options, target, shared: &shared, blocks: blocks.as_ref() };
+    Ok(options.drift_share != 0.0 && (moments.drift.is_some() || residual.is_some()))
+}
 
-    let chunks = if columns == 0 { 0 } else { rows.div_ceil(ROWS) };
-    let done: Vec<Done> = (0..chunks).into_par_iter().map(|index| job.chunk(index * ROWS)).collect();
-    Ok(job.assemble(done))
+/// What all chunks of a layer need.
+pub(super) struct Prepared {
+    target: Option<Vec<f32>>,
+    shared: Shared,
+    blocks: Option<Blocks>,
+}
+
+impl Prepared {
+    /// For a target, where that is not the weights themselves.
+    pub(super) fn new(
+        factor: &Factor,
+        linear: &Linear,
+        options: &SolveOptions,
+        target: Option<Vec<f32>>,
+    ) -> Result<Self, SolveError> {
+        let columns = factor.columns;
+        let values = target.as_deref().unwrap_or(linear.weights);
+        if let Some(index) = range::first_non_finite(values) {
+            return Err(SolveError::Target { row: index / columns, column: index % columns });
+        }
+        let shared = Shared::new(linear, values, columns, options)?;
+        let width = linear.codec.group_columns(columns);
+        let blocks = if options.refine { Blocks::new(factor, width) } else { None };
+        Ok(Self { target, shared, blocks })
+    }
+
+    pub(super) fn job<'a>(&'a self, factor: &'a Factor, linear: &'a Linear<'a>, options: &'a SolveOptions) -> Job<'a> {
+        let target = self.target.as_deref().unwrap_or(linear.weights);
+        Job { factor, linear, options, target, shared: &self.shared, blocks: self.blocks.as_ref() }
+    }
 }
 
 /// A solved chunk.
-struct Done {
+pub(super) struct Done {
     codes: Vec<u8>,
     values: Vec<f32>,
     groups: Vec<Vec<GroupScale>>,
     report: Report,
 }
 
+/// A layer to be solved.
 #[derive(Clone, Copy)]
-struct Job<'a> {
-    factor: &'a Factor,
-    linear: &'a Linear<'a>,
-    options: &'a SolveOptions,
-    target: &'a [f32],
+pub(super) struct Job<'a> {
+    pub(super) factor: &'a Factor,
+    pub(super) linear: &'a Linear<'a>,
+    pub(super) options: &'a SolveOptions,
+    pub(super) target: &'a [f32],
     shared: &'a Shared,
-    blocks: Option<&'a Blocks>,
+    pub(super) blocks: Option<&'a Blocks>,
 }
 
 impl<'a> Job<'a> {
-    fn start(&self, first: usize, weights: &[f32]) -> Chunk<'a> {
+    /// The rows from `first` on of `weights`, the layer's or its target.
+    pub(super) fn start(&self, first: usize, weights: &[f32]) -> Chunk<'a> {
         let columns = self.factor.columns;
         let rows = ROWS.min(self.linear.rows - first);
         let target = &weights[first * columns..][..rows * columns];
@@ -107,9 +146,9 @@ impl<'a> Job<'a> {
         let given = self.start(first, self.linear.weights);
         let mut report =
             Report { loss_nearest: self.loss(&shared::nearest(&given), &given.target, &given), ..Report::default() };
-        let corrected = !std::ptr::eq(self.target, self.linear.weights);
+        let corrected = self.corrects();
         let mut chunk = self.start(first, self.target);
-        let sweep = Sweep { block: self.options.block_size.max(1), search_steps: self.options.search_steps };
+        let sweep = self.sweep();
         let mut losses = sweep.run(&mut chunk);
         let mut values = chunk.values();
         report.target_loss_sweep = self.undamped(&losses, &values, &chunk);
@@ -121,7 +160,21 @@ impl<'a> Job<'a> {
         report.target_loss_refined = self.undamped(&losses, &values, &chunk);
         report.loss_refined =
             if corrected { self.loss(&values, &given.target, &chunk) } else { report.target_loss_refined };
-        let columns = self.factor.columns;
+        Self::done(chunk, &values, report)
+    }
+
+    /// Whether the target is not the weights themselves.
+    pub(super) fn corrects(&self) -> bool {
+        !std::ptr::eq(self.target, self.linear.weights)
+    }
+
+    pub(super) fn sweep(&self) -> Sweep {
+        Sweep { block: self.options.block_size.max(1), search_steps: self.options.search_steps }
+    }
+
+    /// A chunk whose levels are final.
+    pub(super) fn done(chunk: Chunk<'a>, values: &[f32], report: Report) -> Done {
+        let columns = chunk.factor.columns;
         let mut done = Done {
             codes: vec![0; chunk.rows * columns],
             values: vec![0.0; chunk.rows * columns],
@@ -129,7 +182,7 @@ impl<'a> Job<'a> {
             report,
         };
         chunk.codes(&mut done.codes);
-        chunk::transpose_back(&values, chunk.lanes, &mut done.values, columns);
+        chunk::transpose_back(values, chunk.lanes, &mut done.values, columns);
         done.groups = chunk.groups;
         done
     }
@@ -150,26 +203,16 @@ impl<'a> Job<'a> {
                 // The scales are as good as before, so another sweep would find as good as the same.
                 break;
             }
-            let (levels, groups) = (chunk.levels.clone(), chunk.groups.clone());
+            let before = Levels::of(chunk);
             let mut again = sweep.run(chunk);
             rounds += refine(chunk, &mut again);
-            changed = again.iter().zip(&losses).any(|(again, loss)| again < loss);
-            let lanes = chunk.lanes;
-            for lane in (0..lanes).filter(|lane| again[*lane] >= losses[*lane]) {
-                for place in (lane..levels.len()).step_by(lanes) {
-                    chunk.levels[place] = levels[place];
-                }
-                for (new, old) in chunk.groups.iter_mut().zip(&groups) {
-                    new[lane] = old[lane];
-                }
-            }
-            losses.iter_mut().zip(again).for_each(|(loss, again)| *loss = loss.min(again));
+            changed = before.keep_better(chunk, &mut losses, &again);
         }
         (rounds, losses)
     }
 
     /// The undamped loss of all rows from the damped one of each.
-    fn undamped(&self, losses: &[f64], values: &[f32], chunk: &Chunk) -> f64 {
+    pub(super) fn undamped(&self, losses: &[f64], values: &[f32], chunk: &Chunk) -> f64 {
         let mut total: f64 = losses[..chunk.rows].iter().sum();
         let columns = values.chunks_exact(chunk.lanes).zip(chunk.target.chunks_exact(chunk.lanes));
         for ((values, targets), added) in columns.zip(&self.factor.added) {
@@ -186,7 +229,7 @@ impl<'a> Job<'a> {
         loss::undamped(self.factor, &differences, chunk.lanes)[..chunk.rows].iter().sum()
     }
 
-    fn assemble(&self, done: Vec<Done>) -> Solution {
+    pub(super) fn assemble(&self, done: Vec<Done>) -> Solution {
         let (rows, columns) = (self.linear.rows, self.factor.columns);
         let mut coded = CodedRows { first_row: 0, rows, columns, ..CodedRows::default() };
         let mut solution = Solution {
@@ -215,6 +258,34 @@ impl<'a> Job<'a> {
         solution.report.deviations = clamped.deviations(self.factor);
         solution.coded = coded;
         solution
+    }
+}
+
+/// What a sweep found of a chunk.
+pub(super) struct Levels {
+    levels: Vec<f32>,
+    groups: Vec<Vec<GroupScale>>,
+}
+
+impl Levels {
+    pub(super) fn of(chunk: &Chunk) -> Self {
+        Self { levels: chunk.levels.clone(), groups: chunk.groups.clone() }
+    }
+
+    /// Puts these back in the rows in which what the chunk has now is no better. Gives whether any row is.
+    pub(super) fn keep_better(&self, chunk: &mut Chunk, losses: &mut [f64], again: &[f64]) -> bool {
+        let changed = again.iter().zip(&*losses).any(|(again, loss)| again < loss);
+        let lanes = chunk.lanes;
+        for lane in (0..lanes).filter(|lane| again[*lane] >= losses[*lane]) {
+            for place in (lane..self.levels.len()).step_by(lanes) {
+                chunk.levels[place] = self.levels[place];
+            }
+            for (new, old) in chunk.groups.iter_mut().zip(&self.groups) {
+                new[lane] = old[lane];
+            }
+        }
+        losses.iter_mut().zip(again).for_each(|(loss, again)| *loss = loss.min(*again));
+        changed
     }
 }
 

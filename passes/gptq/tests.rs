@@ -58,7 +58,7 @@ pub(super) fn codec(element: Element, granularity: Granularity, scale: ScaleForm
     Codec { element, granularity, scale, zero, outliers: None }
 }
 
-fn formats() -> Vec<Codec> {
+pub(super) fn formats() -> Vec<Codec> {
     use Granularity::{Block, Channel, Group, Tensor};
     let integer = |bits, granularity, zero| codec(Element::Integer { bits }, granularity, ScaleFormat::F16, zero);
     vec![
@@ -122,12 +122,18 @@ fn without_correlation_codes_are_those_of_round_to_nearest() {
                 columns,
                 dense_dtype: Dtype::BF16,
                 scale: codec.scale,
+                experts: 1,
+                seed: 0,
                 minimum_zero_point: 0,
                 float_zero_allowed: true,
             };
             let settings =
                 (crate::passes::rtn::INFO.parse)(&toml::Table::from_iter([("bits".into(), 4.into())])).unwrap();
-            let choice = crate::passes::Choice { codec: codec.clone(), activations: crate::layout::Activations::None };
+            let choice = crate::passes::Choice {
+                codec: codec.clone().into(),
+                rotations: None,
+                activations: crate::layout::Activations::None,
+            };
             let encoder = settings.encoder(&matrix, &choice);
             let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
             let source = crate::codec::DenseRows::new(Dtype::F32, &bytes, rows, columns).unwrap();

@@ -7,31 +7,31 @@ use super::{Range, encoder::Encoder, encoder::Stripe, kernels::Extent};
 use crate::{
     codec::{Granularity, MatrixParameters, RowSource, ZeroPoint},
     compute::{
-        ComputeError, Device,
+        Buffer, ComputeError, Device, Pending,
         kernels::{Coding, Scales, Source, SourceFormat, extents, quantize},
     },
-    passes::EncodedStripe,
+    passes::{EncodedStripe, StripeOnDevice},
 };
 
 impl Encoder {
     /// Whether the device's kernels do all that this encoding needs: searched ranges and outliers they do not know, and
     /// float zero points not to the bit.
-    fn fits_device(&self) -> bool {
+    pub(super) fn fits_device(&self) -> bool {
         let scale_is_known = self.codec.granularity == Granularity::Tensor;
         self.codec.outliers.is_none()
             && self.codec.zero != ZeroPoint::Float
             && (scale_is_known || self.range == Range::Minmax)
     }
 
-    /// See [`crate::passes::MatrixEncoder::encode_on`].
-    pub(super) fn on_device(
-        &self,
-        device: &Device,
+    /// See [`crate::passes::MatrixEncoder::start_on`].
+    pub(super) fn on_device<'a>(
+        &'a self,
+        device: &'a Device,
         source: &dyn RowSource,
-        parameters: &MatrixParameters,
+        parameters: &'a MatrixParameters,
         first_row: usize,
         rows: usize,
-    ) -> Result<Option<EncodedStripe>, ComputeError> {
+    ) -> Result<Option<OnDevice<'a>>, ComputeError> {
         if !self.fits_device() || rows == 0 || self.columns == 0 {
             return Ok(None);
         }
@@ -47,43 +47,13 @@ impl Encoder {
             }
             (SourceFormat::F32, bytemuck::cast_slice::<f32, u8>(&weights))
         };
-        let buffer = device.upload("weights", bytes)?;
-        let source = Source { buffer: &buffer, format, rows: rows as u64, columns: self.columns as u64 };
-
-        let Some(rows_of_extents) = self.device_extents(device, &source)? else { return Ok(None) };
-        let (mut stripe, steps, zeros) = self.scales(&rows_of_extents, parameters);
-        let (height, width) = self.tile();
-        let coding = Coding {
-            element: self.codec.element,
-            zero: self.codec.zero,
-            width: width as u64,
-            rows_per_scale: height as u64,
-        };
-        let steps = device.upload("scales", bytemuck::cast_slice(&steps))?;
-        let zeros = match self.codec.zero {
-            ZeroPoint::None => None,
-            _ => Some(device.upload("zero points", bytemuck::cast_slice(&zeros))?),
-        };
-        let scales = Scales { scales: &steps, zeros: zeros.as_ref() };
-        let codes = quantize(device, &source, &coding, &scales)?;
-        stripe.codes = device.read(&codes)?;
-        Ok(Some(stripe.finish(first_row, rows, self.columns)))
-    }
-
-    /// Extremes of each group of each row, `[rows, groups]`; `None` when a weight is not finite.
-    fn device_extents(&self, device: &Device, source: &Source<'_>) -> Result<Option<Vec<Extent>>, ComputeError> {
+        let weights = device.upload("weights", bytes)?;
+        let source = Source { buffer: &weights, format, rows: rows as u64, columns: self.columns as u64 };
         let magnitudes = self.codec.zero == ZeroPoint::None;
-        let found = device.read(&extents(device, source, self.tile().1 as u64, magnitudes)?)?;
-        let words = found.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word));
-        let values: Vec<f32> = words.collect();
-        if !values.iter().all(|value| value.is_finite()) {
-            return Ok(None);
-        }
-        Ok(Some(if magnitudes {
-            values.iter().map(|max| Extent { min: -max, max: *max }).collect()
-        } else {
-            values.as_chunks::<2>().0.iter().map(|[min, max]| Extent { min: *min, max: *max }).collect()
-        }))
+        let found = extents(device, &source, self.tile().1 as u64, magnitudes)?;
+        let coming = device.read_later(&found, 0, found.bytes())?;
+        let state = State::Extents { _found: found, coming };
+        Ok(Some(OnDevice { encoder: self, device, parameters, weights, format, first_row, rows, state }))
     }
 
     /// Scales of all tiles as stored in the stripe, and steps and zero points as kernels take them, `[tiles, groups]`.
@@ -106,5 +76,76 @@ impl Encoder {
             }
         }
         (stripe, steps, zeros)
+    }
+}
+
+/// A stripe between upload and read-back. What the device still reads is kept, so that its memory counts.
+pub(super) struct OnDevice<'a> {
+    encoder: &'a Encoder,
+    device: &'a Device,
+    parameters: &'a MatrixParameters,
+    weights: Buffer,
+    format: SourceFormat,
+    first_row: usize,
+    rows: usize,
+    state: State,
+}
+
+enum State {
+    /// Extremes of each group of each row, `[rows, groups]`, are on their way.
+    Extents { _found: Buffer, coming: Pending },
+    /// Codes are on their way.
+    Codes { stripe: Stripe, _buffers: Vec<Buffer>, coming: Pending },
+    /// A weight is not finite, or nothing came.
+    Nothing,
+}
+
+impl StripeOnDevice for OnDevice<'_> {
+    fn go_on(&mut self) -> Result<(), ComputeError> {
+        let State::Extents { coming, .. } = std::mem::replace(&mut self.state, State::Nothing) else { return Ok(()) };
+        let (encoder, device) = (self.encoder, self.device);
+        let Some(extents) = encoder.extents_of(&coming.wait()?) else { return Ok(()) };
+        let (stripe, steps, zeros) = encoder.scales(&extents, self.parameters);
+        let (height, width) = encoder.tile();
+        let coding = Coding {
+            element: encoder.codec.element,
+            zero: encoder.codec.zero,
+            width: width as u64,
+            rows_per_scale: height as u64,
+        };
+        let steps = device.upload("scales", bytemuck::cast_slice(&steps))?;
+        let zeros = match encoder.codec.zero {
+            ZeroPoint::None => None,
+            _ => Some(device.upload("zero points", bytemuck::cast_slice(&zeros))?),
+        };
+        let (rows, columns) = (self.rows as u64, encoder.columns as u64);
+        let source = Source { buffer: &self.weights, format: self.format, rows, columns };
+        let scales = Scales { scales: &steps, zeros: zeros.as_ref() };
+        let codes = quantize(device, &source, &coding, &scales)?;
+        let coming = device.read_later(&codes, 0, codes.bytes())?;
+        self.state = State::Codes { stripe, _buffers: [steps, codes].into_iter().chain(zeros).collect(), coming };
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Option<EncodedStripe>, ComputeError> {
+        let State::Codes { mut stripe, coming, _buffers } = self.state else { return Ok(None) };
+        stripe.codes = coming.wait()?;
+        Ok(Some(stripe.finish(self.first_row, self.rows, self.encoder.columns)))
+    }
+}
+
+impl Encoder {
+    /// Extremes from the device's bytes; `None` when a weight is not finite.
+    fn extents_of(&self, found: &[u8]) -> Option<Vec<Extent>> {
+        let words = found.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word));
+        let values: Vec<f32> = words.collect();
+        if !values.iter().all(|value| value.is_finite()) {
+            return None;
+        }
+        Some(if self.codec.zero == ZeroPoint::None {
+            values.iter().map(|max| Extent { min: -max, max: *max }).collect()
+        } else {
+            values.as_chunks::<2>().0.iter().map(|[min, max]| Extent { min: *min, max: *max }).collect()
+        })
     }
 }

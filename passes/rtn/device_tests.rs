@@ -35,10 +35,12 @@ fn encoder(recipe: &str, rows: usize, columns: usize, dtype: Dtype) -> Box<dyn M
         columns,
         dense_dtype: dtype,
         scale: if dtype == Dtype::F16 { ScaleFormat::F16 } else { ScaleFormat::BF16 },
+        experts: 1,
+        seed: 0,
         minimum_zero_point: u8::from(recipe.contains("false")),
         float_zero_allowed: true,
     };
-    settings.encoder(&matrix, &settings.codec(&matrix).unwrap())
+    settings.encoder(&matrix, settings.codec(&matrix).unwrap().codec.scalar().unwrap())
 }
 
 /// Weights of all sizes with ties, zeros and whole zero rows among them.

@@ -17,7 +17,7 @@ use crate::{
         Codec, CodecError, CodedRows, Granularity, MatrixParameters, Outliers, RowSource, ScaleFormat, ZeroPoint, range,
     },
     compute::{ComputeError, Device},
-    passes::{Deviations, EncodedStripe, Matrix, MatrixEncoder},
+    passes::{Deviations, EncodedStripe, Matrix, MatrixEncoder, StripeOnDevice},
 };
 
 /// A matrix's encoder.
@@ -257,14 +257,19 @@ impl MatrixEncoder for Encoder {
         Ok(stripe.finish(first_row, rows, self.columns))
     }
 
-    fn encode_on(
-        &self,
-        device: &Device,
-        source: &dyn RowSource,
-        parameters: &MatrixParameters,
+    fn runs_on_devices(&self) -> bool {
+        self.fits_device()
+    }
+
+    fn start_on<'a>(
+        &'a self,
+        device: &'a Device,
+        source: &'a dyn RowSource,
+        parameters: &'a MatrixParameters,
         first_row: usize,
         rows: usize,
-    ) -> Result<Option<EncodedStripe>, ComputeError> {
-        self.on_device(device, source, parameters, first_row, rows)
+    ) -> Result<Option<Box<dyn StripeOnDevice + 'a>>, ComputeError> {
+        let started = self.on_device(device, source, parameters, first_row, rows)?;
+        Ok(started.map(|started| Box::new(started) as Box<dyn StripeOnDevice + 'a>))
     }
 }

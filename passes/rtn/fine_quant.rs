@@ -198,7 +198,8 @@ fn choose_granularity<E: From<ChooseError>>(
         if levels.len() > 1 {
             // Float zero points are searched for; whole ones tell granularities apart as well.
             let zero = if settings.symmetric { ZeroPoint::None } else { ZeroPoint::Integer };
-            let sample = Codec { zero, ..levels[0].1.choice.codec.clone() };
+            let Some(first) = levels[0].1.choice.codec.scalar() else { continue };
+            let sample = Codec { zero, ..first.clone() };
             let grid = Grid::new(&sample, matrix.dense_dtype, matrix.minimum_zero_point);
             let errors = measured_errors(open(*index)?.as_ref(), &grid, sample.outliers).map_err(codec(matrix))?;
             for (place, level) in &mut levels {

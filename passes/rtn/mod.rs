@@ -22,7 +22,9 @@ mod tests;
 pub use fine_quant::choose;
 pub use settings::{FloatFormat, Number, OutlierRule, Range, Settings, Sharing, ZeroKind};
 
-use super::{Choice, Kind, Matrix, MatrixEncoder, PassInfo, SettingError, Settings as AnySettings};
+use crate::codec::Codec;
+
+use super::{Kind, Matrix, MatrixEncoder, PassInfo, SettingError, Settings as AnySettings};
 
 /// The registry entry.
 pub const INFO: PassInfo = PassInfo {
@@ -41,7 +43,7 @@ fn parse(table: &toml::Table) -> Result<AnySettings, SettingError> {
 impl Settings {
     /// See [`super::Settings::encoder`].
     #[must_use]
-    pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
-        Box::new(encoder::Encoder::new(self, matrix, &choice.codec))
+    pub fn encoder(&self, matrix: &Matrix, codec: &Codec) -> Box<dyn MatrixEncoder> {
+        Box::new(encoder::Encoder::new(self, matrix, codec))
     }
 }

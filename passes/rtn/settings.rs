@@ -252,6 +252,7 @@ impl Settings {
             Number::Float { format: FloatFormat::Nvfp4 } => (Element::Fp4E2M1, ScaleFormat::E4M3OverGlobal),
         };
         let outliers = (outliers > 0).then_some(OutlierCount { count: outliers });
-        Ok(Choice { codec: Codec { element, granularity, scale, zero, outliers }, activations: self.activations })
+        let codec = Codec { element, granularity, scale, zero, outliers };
+        Ok(Choice { codec: codec.into(), rotations: None, activations: self.activations })
     }
 }

@@ -45,6 +45,8 @@ impl Dense {
             columns: self.columns,
             dense_dtype: if scale == ScaleFormat::F16 { Dtype::F16 } else { Dtype::BF16 },
             scale,
+            experts: 1,
+            seed: 0,
             minimum_zero_point: 0,
             float_zero_allowed: true,
         }
@@ -57,7 +59,7 @@ fn settings(text: &str) -> Settings {
 
 /// Encodes in stripes of so many rows.
 fn encode_in(dense: &Dense, settings: &Settings, matrix: &Matrix, choice: &Choice, stripe: usize) -> Encoded {
-    let encoder = settings.encoder(matrix, choice);
+    let encoder = settings.encoder(matrix, choice.codec.scalar().unwrap());
     let parameters = encoder.prepare(dense).unwrap();
     let mut whole = EncodedStripe::default();
     for first in (0..dense.rows).step_by(stripe) {
@@ -101,7 +103,7 @@ fn small_float(code: u8, exponent_bits: u32, mantissa_bits: u32) -> f64 {
 
 impl Encoded {
     fn codec(&self) -> &Codec {
-        &self.choice.codec
+        self.choice.codec.scalar().unwrap()
     }
 
     /// Index of the scale of a weight.
@@ -445,7 +447,7 @@ fn outliers_by_sigma_are_counted_from_the_weights() {
     let rule = passes::Settings::Rtn(settings("outlier_sigma = 3"));
     assert!(rule.needs_weights() && rule.codec(&dense.matrix(ScaleFormat::BF16)).is_err());
     let choices = choose_all(&[&dense], &rule, None).unwrap();
-    assert_eq!(choices[0].codec.outliers.unwrap().count, 2);
+    assert_eq!(choices[0].codec.scalar().unwrap().outliers.unwrap().count, 2);
 }
 
 #[test]
@@ -462,7 +464,7 @@ fn a_weight_that_is_not_finite_is_named() {
         dense.weights[3 * 20 + 7] = f32::NAN;
         let matrix = dense.matrix(ScaleFormat::BF16);
         let settings = settings(text);
-        let encoder = settings.encoder(&matrix, &settings.codec(&matrix).unwrap());
+        let encoder = settings.encoder(&matrix, settings.codec(&matrix).unwrap().codec.scalar().unwrap());
         let error = match encoder.prepare(&dense) {
             Ok(parameters) => encoder.encode(&dense, &parameters, 0, 5).unwrap_err(),
             Err(error) => error,
@@ -514,7 +516,7 @@ fn empty_matrices_are_encoded() {
 
 /// Bits that this codec takes: codes, scales, zero points, 48 bits per outlier and a row table.
 fn bits_of(dense: &Dense, choice: &Choice) -> u64 {
-    let codec = &choice.codec;
+    let codec = choice.codec.scalar().unwrap();
     let Element::Integer { bits } = codec.element else { panic!("integers only") };
     let groups = match codec.granularity {
         Granularity::Channel => dense.rows,
@@ -582,7 +584,10 @@ fn a_target_is_met_from_below_and_more_bits_never_hurt() {
             .fold(f64::INFINITY, f64::min);
         assert!(total <= best * 1.1, "{target}: {total}, the best pair has {best}");
     }
-    assert_ne!(choose_all(&dense, &rule(4.2), None).unwrap()[0].codec.granularity, Granularity::Channel);
+    assert_ne!(
+        choose_all(&dense, &rule(4.2), None).unwrap()[0].codec.scalar().unwrap().granularity,
+        Granularity::Channel
+    );
 }
 
 #[test]
@@ -600,7 +605,7 @@ fn what_the_layout_cannot_hold_takes_no_part_in_a_target() {
     let (a, b) = (usual(64, 256, 8), usual(64, 256, 9));
     let rule = passes::Settings::Rtn(settings("target_bits = 4.25"));
     let choices = choose_all(&[&a, &b], &rule, Some(0)).unwrap();
-    assert_eq!(choices[0].codec.granularity, Granularity::Channel);
+    assert_eq!(choices[0].codec.scalar().unwrap().granularity, Granularity::Channel);
     assert_eq!(choices[1], choose_all(&[&b], &rule, None).unwrap()[0]);
 }
 
@@ -612,10 +617,9 @@ fn a_target_is_filled_up_with_outliers() {
     let choices = choose_all(&[&a, &b], &rule, None).unwrap();
     let bits: u64 = bits_of(&a, &choices[0]) + bits_of(&b, &choices[1]);
     assert!(bits as f64 <= 4.0 * weights && bits as f64 > 3.99 * weights, "{}", bits as f64 / weights);
-    let shares = choices
-        .iter()
-        .zip([&a, &b])
-        .map(|(choice, dense)| choice.codec.outliers.unwrap().count as f64 / dense.weights.len() as f64);
+    let shares = choices.iter().zip([&a, &b]).map(|(choice, dense)| {
+        choice.codec.scalar().unwrap().outliers.unwrap().count as f64 / dense.weights.len() as f64
+    });
     let shares: Vec<f64> = shares.collect();
     assert!((shares[0] - shares[1]).abs() < 1e-3, "{shares:?}");
     let error = choose_all(&[&a, &b], &passes::Settings::Rtn(settings("outliers = \"auto\"\ntarget_bits = 3")), None);
@@ -672,8 +676,8 @@ fn wrong_settings_name_the_key_and_what_was_expected() {
 fn whole_zero_points_are_used_where_the_layout_needs_them() {
     let dense = usual(4, 64, 13);
     let mut matrix = dense.matrix(ScaleFormat::F16);
-    assert_eq!(settings("range = \"hqq\"").codec(&matrix).unwrap().codec.zero, ZeroPoint::Float);
+    assert_eq!(settings("range = \"hqq\"").codec(&matrix).unwrap().codec.scalar().unwrap().zero, ZeroPoint::Float);
     matrix.float_zero_allowed = false;
-    assert_eq!(settings("range = \"hqq\"").codec(&matrix).unwrap().codec.zero, ZeroPoint::Integer);
+    assert_eq!(settings("range = \"hqq\"").codec(&matrix).unwrap().codec.scalar().unwrap().zero, ZeroPoint::Integer);
     assert_eq!(settings("range = \"hqq\"\nzero = \"float\"").codec(&matrix).unwrap_err().key, "zero");
 }

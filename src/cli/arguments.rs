@@ -103,8 +103,8 @@ pub enum Command {
     Verify(VerifyArguments),
     /// List the graphics adapters of this machine, and measure them
     ///
-    /// Tells each adapter's driver, limits and features, and measures for about a second how fast it copies, multiplies
-    /// and adds, and takes and gives data. A machine without adapters says so and exits with 0. The environment variable
+    /// Tells each adapter's driver, limits and features, and measures for at most ten seconds how fast it copies, multiplies
+    /// and adds, makes products of matrices, and takes and gives data. A machine without adapters says so and exits with 0. The environment variable
     /// `BANTAM_ADAPTER` (a part of a name, or `software`) says which one `--device gpu` uses.
     #[command(after_help = "Example:\n  bantam devices --json")]
     Devices(DevicesArguments),
@@ -148,6 +148,9 @@ pub struct RunArguments {
     /// Memory that the run may use, such as 8GiB or 500MB
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
+    /// Memory of the graphics processor that the run may use, such as 6GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_device_memory: Option<ByteSize>,
     /// Start over, throwing away what an earlier run left unfinished
     #[arg(long)]
     pub fresh: bool,
@@ -252,6 +255,12 @@ pub struct CalibrateArguments {
     /// The checkpoint, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Memory of the graphics processor that may be used, such as 6GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_device_memory: Option<ByteSize>,
     /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -277,6 +286,12 @@ pub struct EvalArguments {
     /// Tokens of a window [default: what the model takes, at most 2048]
     #[arg(long, value_name = "N", value_parser = parse_context)]
     pub context: Option<usize>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Memory of the graphics processor that may be used, such as 6GiB
+    #[arg(long, value_name = "SIZE")]
+    pub max_device_memory: Option<ByteSize>,
     /// Number of threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
@@ -309,7 +324,7 @@ fn parse_context(text: &str) -> Result<usize, String> {
 /// `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Device {
-    /// The fastest there is
+    /// What a measurement finds to be faster, where that changes no byte
     #[default]
     Auto,
     /// The processor

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     ExitCode,
+    compute::SharedDevice,
     forward::Limits,
     layout::LogicalCheckpoint,
     plan::Plan,
@@ -42,6 +43,7 @@ struct Written {
 /// When the recipe, the model or the text is invalid, or the file cannot be written.
 pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
     job::use_threads(arguments.threads)?;
+    let device = job::open_device(arguments.device, arguments.max_device_memory, output)?.map(SharedDevice::new);
     let (source, mut plan) = job::plan(&Job {
         recipe: &arguments.recipe,
         model: arguments.model.as_ref(),
@@ -50,6 +52,7 @@ pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCo
         threads: arguments.threads,
         // Counting takes less than the run that is planned here.
         max_memory: arguments.max_memory.filter(|_| !arguments.coverage),
+        device: None,
         deny: &[],
     })?;
     let Some(solve) = plan.solve.take() else {
@@ -61,9 +64,12 @@ pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCo
     };
     let (tokens, blocks) = (solve.tokens.sequences.iter().map(Vec::len).sum(), solve.model.blocks.len());
     let (written, experts) = match &arguments.out {
-        Some(out) => save(arguments, output, out, &source, &plan, solve)?,
-        None => (None, count(arguments, output, &source, &plan, &solve)?),
+        Some(out) => save(arguments, output, out, &source, &plan, solve, device.as_ref())?,
+        None => (None, count(arguments, output, &source, &plan, &solve, device.as_ref())?),
     };
+    if let Some(failure) = device.as_ref().and_then(SharedDevice::failure) {
+        output.warning(&format!("{failure}; what it failed at was computed on the processor"));
+    }
     let report = Report { schema: "bantam.calibrate/1", written, tokens, blocks, experts };
     if output.json() {
         output.json_result(&report)?;
@@ -80,6 +86,7 @@ fn save(
     source: &LogicalCheckpoint,
     plan: &Plan,
     mut solve: SolvePlan,
+    device: Option<&SharedDevice>,
 ) -> Result<(Option<Written>, Vec<Coverage>), anyhow::Error> {
     // The original model alone, with all second moments, and nothing of an earlier file.
     (solve.compressed, solve.both_streams, solve.drift, solve.encodes) = (false, false, false, true);
@@ -88,7 +95,7 @@ fn save(
     let folder = tempfile::Builder::new().prefix(".bantam-calibrate").tempdir_in(parent(out)).map_err(|error| {
         CliError::Environment { message: format!("cannot write beside `{}`: {error}", out.display()), hint: None }
     })?;
-    let coverage = with_job(output, source, plan, &solve, folder.path(), |job| solve::calibrate(job, out))?;
+    let coverage = with_job(output, source, plan, &solve, folder.path(), device, |job| solve::calibrate(job, out))?;
     let bytes = std::fs::metadata(out).map_or(0, |metadata| metadata.len());
     Ok((Some(Written { file: out.display().to_string(), bytes }), coverage))
 }
@@ -99,10 +106,11 @@ fn count(
     source: &LogicalCheckpoint,
     plan: &Plan,
     solve: &SolvePlan,
+    device: Option<&SharedDevice>,
 ) -> Result<Vec<Coverage>, anyhow::Error> {
     let length = solve.tokens.sequences.first().map_or(0, Vec::len);
     let limits = arguments.max_memory.map_or_else(Limits::default, |size| Limits::within(size.0, &solve.model, length));
-    with_job(output, source, plan, solve, Path::new(""), |job| solve::coverage(job, &limits))
+    with_job(output, source, plan, solve, Path::new(""), device, |job| solve::coverage(job, &limits))
 }
 
 /// Does something with the job of these, and shows which block is in hand.
@@ -112,6 +120,7 @@ fn with_job<T>(
     plan: &Plan,
     solve: &SolvePlan,
     folder: &Path,
+    device: Option<&SharedDevice>,
     work: impl FnOnce(&solve::Job<'_>) -> crate::Result<T>,
 ) -> Result<T, anyhow::Error> {
     let steps = Steps::new(output, "block");
@@ -124,6 +133,7 @@ fn with_job<T>(
         checkpoint: source,
         folder: folder.to_owned(),
         identity: &identity,
+        device,
         deny_fallbacks: false,
         stop: &stop,
         progress: &|block, blocks, _| steps.show(block, blocks),

@@ -42,6 +42,7 @@ struct Line {
 struct Rates {
     copy_bytes_per_second: u64,
     multiply_add_per_second: u64,
+    product_per_second: u64,
     upload_bytes_per_second: u64,
     read_back_bytes_per_second: u64,
 }
@@ -75,6 +76,7 @@ impl Line {
         let rates = |score: &Score| Rates {
             copy_bytes_per_second: score.copy_bytes_per_second as u64,
             multiply_add_per_second: score.multiply_add_per_second as u64,
+            product_per_second: score.product_per_second as u64,
             upload_bytes_per_second: score.upload_bytes_per_second as u64,
             read_back_bytes_per_second: score.read_back_bytes_per_second as u64,
         };
@@ -116,7 +118,11 @@ impl Line {
         if let Some(score) = &self.score {
             let (copy, add) = (size(score.copy_bytes_per_second), score.multiply_add_per_second as f64 / 1e9);
             let (up, down) = (size(score.upload_bytes_per_second), size(score.read_back_bytes_per_second));
-            let _ = writeln!(text, "  measured    copy {copy}/s, multiply-add {add:.1} GFLOP/s");
+            let product = score.product_per_second as f64 / 1e9;
+            let _ = writeln!(
+                text,
+                "  measured    copy {copy}/s, multiply-add {add:.1} GFLOP/s, products {product:.1} GFLOP/s"
+            );
             let _ = writeln!(text, "              upload {up}/s, read-back {down}/s");
         }
     }

@@ -8,6 +8,7 @@ use super::{CliError, EvalArguments, Output, job, progress::Steps};
 use crate::{
     ExitCode, calibration,
     checkpoint::{Checkpoint, Dtype, METADATA, header_bytes},
+    compute::SharedDevice,
     evaluate::{Evaluated, Figure, ModelFigures, evaluate_model},
     forward::{Limits, Matrix, Model},
     layout::LogicalCheckpoint,
@@ -28,6 +29,17 @@ struct Report {
     #[serde(flatten)]
     comparison: Option<ComparisonReport>,
     text: Vec<String>,
+    /// The graphics processor, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    /// Batches that it failed at and the processor did.
+    #[serde(skip_serializing_if = "is_zero")]
+    device_failures: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The part with a reference.
@@ -48,6 +60,7 @@ struct ComparisonReport {
 /// When a model or the text is invalid.
 pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
     job::use_threads(arguments.threads)?;
+    let device = job::open_device(arguments.device, arguments.max_device_memory, output)?.map(SharedDevice::new);
     let source = LogicalCheckpoint::open(Checkpoint::open(&arguments.path)?)?;
     let model = Model::new(source.checkpoint().config().map(|config| &config.value), &source)?;
     let reference_source = match &arguments.reference {
@@ -83,11 +96,16 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
         reference.as_ref().zip(reference_source.as_ref()).map(|(model, source)| Evaluated { model, source }),
         &tokens.sequences,
         &limits,
+        device.as_ref(),
         arguments.save_logits.is_some().then_some(&mut write),
         &|done, of| steps.show(done, of),
     );
     steps.finish();
-    let report = report(&figures?, context, tokens.sequences.len(), model.has_head(), tokens.description);
+    let mut report = report(&figures?, context, tokens.sequences.len(), model.has_head(), tokens.description);
+    report.device = device.as_ref().map(SharedDevice::name);
+    if let Some(failure) = device.as_ref().and_then(SharedDevice::failure) {
+        output.warning(&format!("{failure}; what it failed at was computed on the processor"));
+    }
     if output.json() {
         output.json_result(&report)?;
     } else {
@@ -138,6 +156,8 @@ fn report(figures: &ModelFigures, context: usize, windows: usize, has_head: bool
             }
         }),
         text,
+        device: None,
+        device_failures: figures.device_failures,
     }
 }
 

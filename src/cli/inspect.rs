@@ -138,6 +138,7 @@ fn as_stored(checkpoint: &Checkpoint) -> Vec<LogicalTensor> {
         parts: vec![entry.name.clone()],
         stored_bytes: entry.bytes,
         format: "plain",
+        decoded_at_once: 0,
     };
     checkpoint.tensors().map(plain).collect()
 }

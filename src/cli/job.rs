@@ -21,6 +21,8 @@ pub(super) struct Job<'a> {
     pub(super) default_out: Option<&'static str>,
     pub(super) threads: Option<u16>,
     pub(super) max_memory: Option<ByteSize>,
+    /// The kind of the device that will encode, if one will.
+    pub(super) device: Option<compute::AdapterKind>,
     pub(super) deny: &'a [Denied],
 }
 
@@ -35,6 +37,7 @@ pub(super) fn plan(job: &Job<'_>) -> Result<(LogicalCheckpoint, Plan), anyhow::E
         threads: threads(job.threads),
         max_memory_bytes: job.max_memory.map(|size| size.0),
         deny_fallbacks: job.deny.contains(&Denied::Fallback),
+        device: job.device,
     };
     let plan = Plan::new(Inputs { recipe: &recipe, source: &source, model: &map }, &options)?;
     Ok((source, plan))
@@ -55,20 +58,31 @@ pub(super) fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
 }
 
-/// The graphics processor to compute on; `None` for the processor. `auto` is the processor until a measurement on a
-/// graphics card shows a gain.
-pub(super) fn open_device(asked: Device, output: &Output) -> Result<Option<compute::Device>, CliError> {
+/// The graphics processor to compute on, with so much of its memory; `None` for the processor. `auto` is the processor here:
+/// only `run` chooses by measuring, and only where that changes no byte.
+pub(super) fn open_device(
+    asked: Device,
+    max_device_memory: Option<ByteSize>,
+    output: &Output,
+) -> Result<Option<compute::Device>, CliError> {
     if asked != Device::Gpu {
         output.detail("computing on the processor");
         return Ok(None);
     }
-    let opened = compute::Choice::from_environment().and_then(|choice| compute::Device::open(&choice));
+    let opened = device_choice(max_device_memory).and_then(|choice| compute::Device::open(&choice));
     let device = opened.map_err(|error| CliError::Environment {
         message: error.to_string(),
         hint: Some("leave --device out to compute on the processor; `bantam devices` lists adapters".into()),
     })?;
     output.detail(&format!("computing on {}", device.adapter().name));
     Ok(Some(device))
+}
+
+/// Which adapter to open: what the environment says, with the command line's memory.
+pub(super) fn device_choice(max_device_memory: Option<ByteSize>) -> Result<compute::Choice, compute::ComputeError> {
+    let choice = compute::Choice::from_environment()?;
+    let memory_bytes = max_device_memory.map_or(choice.memory_bytes, |size| size.0);
+    Ok(compute::Choice { memory_bytes, ..choice })
 }
 
 /// Makes every parallel loop of this process use so many threads.

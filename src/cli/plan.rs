@@ -19,6 +19,7 @@ pub fn execute(arguments: &PlanArguments, output: &Output) -> Result<ExitCode, a
         default_out: Some("artifact"),
         threads: arguments.threads,
         max_memory: arguments.max_memory,
+        device: None,
         deny: &[],
     })?;
     if output.json() {

@@ -9,13 +9,13 @@ use std::{
 };
 
 use super::{
-    CliError, Denied, Output, RunArguments,
+    CliError, Denied, Device, Output, RunArguments,
     job::{self, Job},
     plan_text::bytes_text,
     progress::Reporter,
 };
 use crate::{
-    ExitCode,
+    ExitCode, compute,
     plan::Plan,
     run::{self, Outcome},
 };
@@ -25,16 +25,37 @@ use crate::{
 /// # Errors
 /// Whatever stops the run.
 pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
-    let device = job::open_device(arguments.device, output)?;
-    let (source, plan) = job::plan(&Job {
-        recipe: &arguments.recipe,
-        model: arguments.model.as_ref(),
-        out: arguments.out.as_ref(),
-        default_out: None,
-        threads: arguments.threads,
-        max_memory: arguments.max_memory,
-        deny: &arguments.deny,
-    })?;
+    let asked = match arguments.device {
+        Device::Auto => None,
+        asked => job::open_device(asked, arguments.max_device_memory, output)?,
+    };
+    let planned = |device: Option<&compute::Device>| {
+        job::plan(&Job {
+            recipe: &arguments.recipe,
+            model: arguments.model.as_ref(),
+            out: arguments.out.as_ref(),
+            default_out: None,
+            threads: arguments.threads,
+            max_memory: arguments.max_memory,
+            device: device.map(|device| device.adapter().kind),
+            deny: &arguments.deny,
+        })
+    };
+    let (mut source, mut plan) = planned(asked.as_ref())?;
+    let mut chosen = None;
+    if arguments.device == Device::Auto {
+        let open = || job::device_choice(arguments.max_device_memory).and_then(|choice| compute::Device::open(&choice));
+        let run::Chosen { device, reason } = run::choose(&plan, &source, open);
+        output.detail(&reason);
+        // With a device's memory in the plan: where that is too much for the budget, the processor does it.
+        if let Some(device) = device
+            && let Ok(again) = planned(Some(&device))
+        {
+            (source, plan) = again;
+            chosen = Some((device, reason));
+        }
+    }
+    let device = asked.as_ref().or(chosen.as_ref().map(|(device, _)| device));
     for note in &plan.notes {
         output.warning(note);
     }
@@ -49,7 +70,8 @@ pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, an
         &run::Options {
             fresh: arguments.fresh,
             deny_fallbacks: arguments.deny.contains(&Denied::Fallback),
-            device: device.as_ref(),
+            device,
+            record_device: asked.is_some(),
             stop: &stop,
             progress: &reporter,
         },
@@ -62,7 +84,12 @@ pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, an
     if output.json() {
         output.json_event(&outcome.manifest)?;
     } else {
-        output.result(&summary(&plan, &outcome))?;
+        let mut text = summary(&plan, &outcome);
+        if let Some((_, reason)) = &chosen {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\n{reason}");
+        }
+        output.result(&text)?;
     }
     Ok(ExitCode::Done)
 }

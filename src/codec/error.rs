@@ -1,6 +1,6 @@
 //! What can be wrong with a codec or with the data it is given.
 
-use super::{Element, ScaleFormat};
+use super::{Element, Pyramid, ScaleFormat};
 
 /// What a codec cannot do.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -94,6 +94,20 @@ pub enum CodecError {
         row: usize,
         /// What is wrong.
         what: &'static str,
+    },
+    /// A pyramid that no matrix is stored in.
+    #[error("{}: {problem}", .pyramid.name())]
+    Pyramid {
+        /// The format asked for.
+        pyramid: Pyramid,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A format of vectors that cannot be, or not for this matrix.
+    #[error("not a format of vectors: {problem}")]
+    Vector {
+        /// What does not go together, with the numbers.
+        problem: String,
     },
     /// Stored bytes of a coded matrix that cannot be what they claim.
     #[error("stored {what} are malformed: {problem}")]

@@ -95,7 +95,7 @@ impl Codec {
 }
 
 /// Reads decimal digits without sign or leading zero.
-fn plain_number(text: &str) -> Option<usize> {
+pub(super) fn plain_number(text: &str) -> Option<usize> {
     let plain = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
     if plain { text.parse().ok() } else { None }
 }

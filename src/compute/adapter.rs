@@ -69,11 +69,13 @@ pub struct Choice {
     pub memory_bytes: u64,
     /// Lowers the largest binding, in bytes: for tests of what is done beyond it.
     pub binding_bytes: Option<u64>,
+    /// Whether to use what only some adapters have; without, for tests, every kernel is the one that they all run.
+    pub optional_features: bool,
 }
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { wanted: Wanted::Best, memory_bytes: DEFAULT_MEMORY_BYTES, binding_bytes: None }
+        Self { wanted: Wanted::Best, memory_bytes: DEFAULT_MEMORY_BYTES, binding_bytes: None, optional_features: true }
     }
 }
 
@@ -95,7 +97,7 @@ impl Choice {
             }
             Err(_) => DEFAULT_MEMORY_BYTES,
         };
-        Ok(Self { wanted, memory_bytes, binding_bytes: None })
+        Ok(Self { wanted, memory_bytes, ..Self::default() })
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
     AdapterReport, Choice, ComputeError,
     adapter::{choose, instance, now, report},
     kernel::Pipelines,
+    kernels::{Checked, Tiles},
     memory::Budget,
     staging::Staging,
 };
@@ -23,10 +24,12 @@ pub enum Feature {
     Subgroup,
     /// Timestamps, so that kernels can be timed on the device.
     Timestamps,
+    /// Small matrices of F16 that are multiplied whole, with sums in F32 (tensor cores, simdgroup matrices).
+    CooperativeMatrix,
 }
 
 impl Feature {
-    const ALL: [Self; 3] = [Self::ShaderF16, Self::Subgroup, Self::Timestamps];
+    const ALL: [Self; 4] = [Self::ShaderF16, Self::Subgroup, Self::Timestamps, Self::CooperativeMatrix];
 
     /// The name as `bantam devices` prints it.
     #[must_use]
@@ -35,6 +38,7 @@ impl Feature {
             Self::ShaderF16 => "f16",
             Self::Subgroup => "subgroups",
             Self::Timestamps => "timestamps",
+            Self::CooperativeMatrix => "cooperative matrices",
         }
     }
 
@@ -43,6 +47,7 @@ impl Feature {
             Self::ShaderF16 => wgpu::Features::SHADER_F16,
             Self::Subgroup => wgpu::Features::SUBGROUP,
             Self::Timestamps => wgpu::Features::TIMESTAMP_QUERY,
+            Self::CooperativeMatrix => wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
         }
     }
 }
@@ -50,7 +55,34 @@ impl Feature {
 /// The features of [`Feature`] that an adapter has.
 pub(super) fn used_features(adapter: &wgpu::Adapter) -> Vec<Feature> {
     let there = adapter.features();
-    Feature::ALL.into_iter().filter(|feature| there.contains(feature.flag())).collect()
+    let usable = |feature: &Feature| match feature {
+        Feature::CooperativeMatrix => there.contains(wgpu::Features::SHADER_F16) && cooperative_edge(adapter).is_some(),
+        _ => true,
+    };
+    Feature::ALL.into_iter().filter(|feature| there.contains(feature.flag()) && usable(feature)).collect()
+}
+
+/// Edge of the cooperative matrices that there is a kernel for: F16 with sums in F32, 16 × 16 or 8 × 8.
+fn cooperative_edge(adapter: &wgpu::Adapter) -> Option<u32> {
+    let properties = adapter.cooperative_matrix_properties();
+    [16, 8].into_iter().find(|edge| {
+        properties.iter().any(|matrix| {
+            [matrix.m_size, matrix.n_size, matrix.k_size] == [*edge; 3]
+                && matrix.ab_type == wgpu::CooperativeScalarType::F16
+                && matrix.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    })
+}
+
+/// The word of consent that wgpu asks for before it hands out what it calls experimental.
+#[expect(unsafe_code, reason = "wgpu's token; its own checks of shaders and bindings stay on")]
+fn experimental(features: &[Feature]) -> wgpu::ExperimentalFeatures {
+    if features.contains(&Feature::CooperativeMatrix) {
+        // SAFETY: the one such feature is used by one shader, which validation goes through as through all others, and
+        // whose product is compared with that of another kernel before it is trusted.
+        return unsafe { wgpu::ExperimentalFeatures::enabled() };
+    }
+    wgpu::ExperimentalFeatures::disabled()
 }
 
 /// What a device allows, as far as callers have to know.
@@ -85,8 +117,11 @@ pub(super) struct Inner {
     pub(super) budget: Arc<Budget>,
     pub(super) pipelines: Pipelines,
     pub(super) staging: Staging,
+    pub(super) tiles: Tiles,
+    pub(super) cooperative: Checked,
     report: AdapterReport,
     features: Vec<Feature>,
+    cooperative_edge: Option<u32>,
     trouble: Arc<Trouble>,
 }
 
@@ -120,7 +155,8 @@ impl Device {
     fn open_unguarded(choice: &Choice) -> Result<Self, ComputeError> {
         let adapter = choose(&instance(), &choice.wanted)?;
         let report = report(&adapter);
-        let features = used_features(&adapter);
+        let mut features = used_features(&adapter);
+        features.retain(|_| choice.optional_features);
         let mut required_limits = adapter.limits();
         if let Some(bytes) = choice.binding_bytes {
             required_limits.max_storage_buffer_binding_size =
@@ -130,6 +166,7 @@ impl Device {
             label: Some("bantam"),
             required_features: features.iter().fold(wgpu::Features::empty(), |all, feature| all | feature.flag()),
             required_limits,
+            experimental_features: experimental(&features),
             ..wgpu::DeviceDescriptor::default()
         };
         let open = |message: String| ComputeError::Open { adapter: report.name.clone(), message };
@@ -160,7 +197,10 @@ impl Device {
             budget: Budget::new(choice.memory_bytes),
             pipelines: Pipelines::default(),
             staging: Staging::default(),
+            tiles: Tiles::default(),
+            cooperative: Checked::default(),
             report,
+            cooperative_edge: cooperative_edge(&adapter).filter(|_| features.contains(&Feature::CooperativeMatrix)),
             features,
             trouble,
         };
@@ -171,6 +211,11 @@ impl Device {
     #[must_use]
     pub fn has(&self, feature: Feature) -> bool {
         self.inner.features.contains(&feature)
+    }
+
+    /// Edge of the device's cooperative matrices, if it has some that there is a kernel for.
+    pub(super) fn cooperative_edge(&self) -> Option<u32> {
+        self.inner.cooperative_edge
     }
 
     /// What the device allows.

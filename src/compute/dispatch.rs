@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Buffer, ComputeError, Device, Kernel, RowBinding, Window, device::Inner, kernel::Pipeline, windows};
+use super::{
+    Buffer, ComputeError, Device, Kernel, RowBinding, Window, device::Inner, kernel::Pipeline, memory::Lease, windows,
+};
 
 /// A buffer as a kernel sees it.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +34,8 @@ struct Step {
     pipeline: Arc<Pipeline>,
     group: wgpu::BindGroup,
     groups: [u32; 3],
+    /// Of the uniform block, until it is handed over.
+    _lease: Option<Lease>,
 }
 
 /// Kernels that are handed to the device together, in order; each sees what those before it wrote.
@@ -93,7 +97,8 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// [`ComputeError::Refused`] when the shader does not compile or the bindings are not what it declares,
-    /// [`ComputeError::TooLarge`] when a binding exceeds the adapter's largest, [`ComputeError::Lost`].
+    /// [`ComputeError::TooLarge`] when a binding exceeds the adapter's largest, [`ComputeError::Budget`] when there is no
+    /// memory left for the uniform block, [`ComputeError::Lost`].
     pub fn add(
         &mut self,
         kernel: &Kernel,
@@ -118,6 +123,8 @@ impl Batch<'_> {
             return Err(ComputeError::TooLarge { label, what: "of uniforms", bytes, limit });
         }
         let pipeline = inner.pipeline(kernel)?;
+        let uniform_bytes = uniform.len().next_multiple_of(16) as u64;
+        let lease = (!uniform.is_empty()).then(|| inner.budget.lease("uniforms", uniform_bytes)).transpose()?;
         let group = inner.guarded(&format!("binding buffers to kernel `{label}`"), || {
             let uniform = (!uniform.is_empty()).then(|| inner.uniform(uniform)).transpose()?;
             let mut entries: Vec<wgpu::BindGroupEntry<'_>> = uniform
@@ -135,7 +142,7 @@ impl Batch<'_> {
             operation: format!("writing uniforms of kernel `{label}`"),
             message: error.to_string(),
         })?;
-        self.steps.push(Step { label, pipeline, group, groups });
+        self.steps.push(Step { label, pipeline, group, groups, _lease: lease });
         Ok(())
     }
 

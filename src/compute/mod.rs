@@ -19,6 +19,7 @@ mod kernel;
 mod memory;
 mod overlap;
 mod score;
+mod shared;
 mod staging;
 mod windows;
 
@@ -28,8 +29,10 @@ pub use device::{Device, Feature, Limits};
 pub use dispatch::{Batch, Binding};
 pub use error::ComputeError;
 pub use kernel::Kernel;
-pub use overlap::in_flight;
+pub use overlap::{in_flight, in_flight_twice};
 pub use score::{Score, score};
+pub use shared::{DEVICE_FAILED, SharedDevice};
+pub(crate) use staging::ring_bytes;
 pub use windows::{Launch, RowBinding, Window};
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 //! The ring bounds what is copied ahead of the device: when all its slots are on their way, writing waits for the oldest
 //! one. So upload and computation overlap, and the processor's memory stays bounded.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-    {Arc, MutexGuard},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{ComputeError, device::Inner};
@@ -15,10 +18,19 @@ use super::{ComputeError, device::Inner};
 const SLOT_BYTES: u64 = 8 << 20;
 /// Slots of the ring: one being filled, one on its way, one that the device reads.
 const SLOTS: usize = 3;
+/// Time after which it is asked again whether a slot is free, and after which that is given up.
+const PATIENCE: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 /// Below this a slot costs more than wgpu's own way.
 const SMALL_BYTES: usize = 64 << 10;
 /// Slots kept for read-back; more than blocks are in flight at once helps nobody.
 const DOWN_SLOTS: usize = 8;
+
+/// Bytes of the processor's memory that the ring takes where so many threads send at once: each may have a slot in hand
+/// while the ring is full but for one.
+pub(crate) fn ring_bytes(threads: usize) -> u64 {
+    (SLOTS - 1 + threads.max(1)) as u64 * SLOT_BYTES
+}
 
 /// The slots of a device.
 #[derive(Debug, Default)]
@@ -112,8 +124,14 @@ impl Inner {
             let oldest = up.remove(0);
             drop(up);
             self.wait(operation, oldest.submission.clone())?;
-            if oldest.mapped.load(Ordering::Acquire) {
-                return Ok(oldest);
+            // Another thread that waited at the same time may be the one that is about to be told.
+            let start = Instant::now();
+            while start.elapsed() < LONGEST_WAIT {
+                if oldest.mapped.load(Ordering::Acquire) {
+                    return Ok(oldest);
+                }
+                thread::sleep(PATIENCE);
+                self.wait(operation, None)?;
             }
             let message = "a staging slot was not given back".to_owned();
             return Err(ComputeError::Refused { operation: operation.to_owned(), message });

@@ -65,6 +65,27 @@ fn the_budget_is_kept_and_given_back() {
 }
 
 #[test]
+fn every_way_to_device_memory_keeps_to_the_budget() {
+    let Some(device) = fixtures::device_with(&Choice { memory_bytes: 100, ..fixtures::choice() }) else { return };
+    let is_refused = |outcome: Result<(), ComputeError>| {
+        let error = outcome.unwrap_err();
+        assert!(matches!(error, ComputeError::Budget { budget: 100, .. }), "{error}");
+    };
+    is_refused(device.allocate("allocated", 101).map(drop));
+    is_refused(device.upload("uploaded", &[0; 101]).map(drop));
+    is_refused(kernels::DeviceMatrix::zeros(&device, "zeros", 3, 9).map(drop));
+    is_refused(kernels::SecondMoments::new(&device, 4).map(drop));
+    // A uniform block counts as long as its kernel is not handed over.
+    let values = device.allocate("values", 80).unwrap();
+    let mut batch = device.batch();
+    batch.add(&fixtures::DOUBLE, &[(&values).into()], &[0; 16], [1, 1, 1]).unwrap();
+    assert_eq!(device.memory_bytes().0, 96);
+    is_refused(batch.add(&fixtures::DOUBLE, &[(&values).into()], &[0; 16], [1, 1, 1]));
+    batch.submit().unwrap();
+    assert_eq!(device.memory_bytes().0, 80);
+}
+
+#[test]
 fn mistakes_are_errors_that_name_the_kernel_and_the_device_goes_on() {
     let Some(device) = device(None) else { return };
     let buffer = device.upload("values", &[1; 64]).unwrap();

@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use super::Figure;
 use crate::{
     Result,
-    forward::{Limits, Matrix, Model, Store, WeightSource, exp},
+    compute::SharedDevice,
+    forward::{Head, Limits, Matrix, Model, Store, WeightSource, exp, on_device},
 };
 
 /// Bytes of the output projection that are in memory at a time.
@@ -31,6 +32,8 @@ pub struct ModelFigures {
     pub loss: Option<Figure>,
     /// Comparison with the reference model.
     pub comparison: Option<Comparison>,
+    /// Batches that the device failed at and the processor did instead.
+    pub device_failures: u64,
 }
 
 /// How far a model is from its reference.
@@ -148,7 +151,8 @@ pub type TakeLogits<'a> = dyn FnMut(&Matrix) -> std::io::Result<()> + 'a;
 
 /// Evaluates `model` on windows of equal length, and next to `reference` where there is one. `logits` gets every
 /// batch's logits (or last hidden states, of a model without a head), row after row, for whoever wants them whole.
-/// `progress` hears of blocks done, of how many.
+/// `progress` hears of blocks done, of how many. A device computes blocks and the output projection, where there is one; the
+/// sums over classes are made here.
 ///
 /// # Errors
 /// Whatever the forward pass or the disk fails with.
@@ -157,16 +161,17 @@ pub fn evaluate_model(
     reference: Option<Evaluated<'_>>,
     windows: &[Vec<u32>],
     limits: &Limits,
+    device: Option<&SharedDevice>,
     mut logits: Option<&mut TakeLogits<'_>>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<ModelFigures> {
     let length = windows.first().map_or(0, Vec::len);
     let blocks = model.model.blocks.len() + reference.map_or(0, |reference| reference.model.blocks.len());
-    let mut done = 0;
+    let (mut done, mut failures) = (0, 0);
     let mut run = |evaluated: Evaluated<'_>| -> Result<Store> {
         let store = evaluated.model.embed_all(evaluated.source, windows, limits, None)?;
         for index in 0..evaluated.model.blocks.len() {
-            evaluated.model.advance(index, evaluated.source, &store, limits)?;
+            failures += evaluated.model.advance_on(device, index, evaluated.source, &store, limits)?;
             done += 1;
             progress(done, blocks);
         }
@@ -213,12 +218,23 @@ pub fn evaluate_model(
                 }
                 continue;
             }
-            let values = head.logits(&top, &weights, first);
+            let mut logits_of = |head: &Head<'_>, top: &Matrix, weights: &Matrix| {
+                let product = device.map(|device| device.attempt(|device| on_device::product(device, top, weights)));
+                match product {
+                    Some(Ok(product)) => head.finish(product, weights.rows, first),
+                    Some(Err(_)) => {
+                        failures += 1;
+                        head.logits(top, weights, first)
+                    }
+                    None => head.logits(top, weights, first),
+                }
+            };
+            let values = logits_of(&head, &top, &weights);
             if let Some(logits) = &mut logits {
                 logits(&values)?;
             }
             let reference_values = match (&reference_head, &reference_top, &reference_weights) {
-                (Some(head), Some(top), Some(weights)) => Some(head.logits(top, weights, first)),
+                (Some(head), Some(top), Some(weights)) => Some(logits_of(head, top, weights)),
                 _ => None,
             };
             let tokens = &mut running[batch * per_batch..][..values.rows];
@@ -251,5 +267,5 @@ pub fn evaluate_model(
             hidden_error: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
         }
     });
-    Ok(ModelFigures { tokens: windows.len() * predicted, loss, comparison })
+    Ok(ModelFigures { tokens: windows.len() * predicted, loss, comparison, device_failures: failures })
 }

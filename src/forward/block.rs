@@ -18,14 +18,14 @@ use super::{
 pub struct Block<'a> {
     /// What it computes.
     pub spec: &'a BlockSpec,
-    attention_norm: Option<Norm>,
-    after_attention: Option<Norm>,
-    mlp_norm: Option<Norm>,
-    after_mlp: Option<Norm>,
-    head_norms: Option<[Norm; 2]>,
+    pub(super) attention_norm: Option<Norm>,
+    pub(super) after_attention: Option<Norm>,
+    pub(super) mlp_norm: Option<Norm>,
+    pub(super) after_mlp: Option<Norm>,
+    pub(super) head_norms: Option<[Norm; 2]>,
     latent_norms: Option<(Option<Norm>, Norm)>,
-    sinks: Vec<f32>,
-    rotation: Option<Rotation>,
+    pub(super) sinks: Vec<f32>,
+    pub(super) rotation: Option<Rotation>,
     router: Option<Router>,
     shared_gate: Option<Matrix>,
 }

@@ -7,10 +7,10 @@ use super::{
     rope::Rotation,
 };
 use crate::compute::{
-    Device,
+    ComputeError, Device,
     kernels::{
-        Angles, DeviceMatrix, DeviceNorm, Gate, Number, QueryKeyValue, Scores, add_branch, attend,
-        testing::{HOSTILE, SMALL_BINDING, random, upload, upload_as, worst},
+        Angles, DeviceMatrix, DeviceNorm, Gate, Number, QueryKeyValue, Scores, add_branch, attend, attend_by_scores,
+        testing::{HOSTILE, SMALL_BINDING, plain_device, random, upload, upload_as, worst},
     },
     tests::fixtures,
 };
@@ -26,7 +26,7 @@ const ATTENTION_TOLERANCE: f64 = 3e-6;
 
 /// With the usual bindings and with small ones.
 fn devices(small: u64) -> impl Iterator<Item = Device> {
-    [None, Some(small)].into_iter().filter_map(fixtures::device)
+    fixtures::device(None).into_iter().chain(plain_device(Some(small)))
 }
 
 fn exact_norm(x: &Matrix, heads: usize, norm: &Norm) -> Vec<f64> {
@@ -76,6 +76,10 @@ fn norms_of_rows_and_heads_agree_with_f64() {
                 on_device.add(&device, &mut batch, &from.view(), heads, &out.view()).unwrap();
                 batch.submit().unwrap();
                 let found = out.download(&device).unwrap();
+                let mut batch = device.batch();
+                on_device.add(&device, &mut batch, &from.view(), heads, &out.view()).unwrap();
+                batch.submit().unwrap();
+                assert_eq!(out.download(&device).unwrap(), found, "not the same twice");
                 let exact = exact_norm(&x, heads, &norm);
                 for (who, found) in [("device", &found), ("processor", &host.values)] {
                     let error = worst(found, &exact, |_| 1.0);
@@ -271,7 +275,16 @@ fn attention_of_every_kind_agrees_with_f64() {
         (1, 130, true, Attention { soft_cap: Some(2.0), ..grouped.clone() }),
         (2, 37, false, Attention { heads: 3, key_value_heads: 3, ..grouped.clone() }),
         // With the small bindings its scores fit, its queries do not.
-        (1, 80, false, Attention { key_width: 24, value_width: 25, ..grouped }),
+        (1, 80, false, Attention { key_width: 24, value_width: 25, ..grouped.clone() }),
+        // More than one tile of queries, keys and channels; the widest values, and too wide ones.
+        (2, 193, true, Attention { key_width: 80, value_width: 128, ..plain.clone() }),
+        (
+            1,
+            257,
+            false,
+            Attention { key_width: 17, value_width: 65, window: Some(70), soft_cap: Some(3.0), ..plain.clone() },
+        ),
+        (1, 71, false, Attention { key_width: 8, value_width: 131, ..plain }),
     ];
     // With the small bindings not even all queries of one head fit at the longest sequence, which takes blocks of them.
     for device in devices(32768) {
@@ -288,14 +301,25 @@ fn attention_of_every_kind_agrees_with_f64() {
             let stored = sunk.then(|| DeviceMatrix::upload(&device, "sinks", attention.heads, &sinks).unwrap());
             let out = upload(&device, &Matrix::zeros(tokens, attention.heads * attention.value_width));
             let inputs = QueryKeyValue { query: q.view(), key: k.view(), value: v.view() };
+            let widest = keys * attention.key_width.max(attention.value_width);
+            if (length * widest) as u64 * number.bytes() > device.limits().binding_bytes {
+                // The keys or values of one sequence have to fit.
+                let refused = attend(&device, attention, &inputs, *length, stored.as_ref(), &mut scores, &out.view());
+                assert!(matches!(refused, Err(ComputeError::TooLarge { .. })), "{attention:?}: {refused:?}");
+                continue;
+            }
             attend(&device, attention, &inputs, *length, stored.as_ref(), &mut scores, &out.view()).unwrap();
             let found = out.download(&device).unwrap();
+            attend(&device, attention, &inputs, *length, stored.as_ref(), &mut scores, &out.view()).unwrap();
+            assert_eq!(out.download(&device).unwrap(), found, "not the same twice: {attention:?}");
+            attend_by_scores(&device, attention, &inputs, *length, stored.as_ref(), &mut scores, &out.view()).unwrap();
+            let by_scores = out.download(&device).unwrap();
 
             let of = |matrix, stride| Heads { matrix, first: 0, stride };
             let (key, value) = (attention.key_width, attention.value_width);
             let host = attention.compute(of(&q_host, key), of(&k_host, key), of(&v_host, value), *length, &sinks);
             let exact = exact_attention(attention, [&q_host, &k_host, &v_host], *length, &sinks);
-            for (who, found) in [("device", &found), ("processor", &host.values)] {
+            for (who, found) in [("device", &found), ("by scores", &by_scores), ("processor", &host.values)] {
                 let error = worst(found, &exact, |_| 1.0);
                 assert!(error <= ATTENTION_TOLERANCE, "{who}, {sequences} × {length}, {attention:?}: {error:e}");
             }

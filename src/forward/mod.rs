@@ -17,6 +17,7 @@ mod inputs;
 mod kernels;
 mod matrix;
 mod model;
+pub mod on_device;
 mod rope;
 mod spec;
 mod state;

@@ -278,10 +278,15 @@ impl Head<'_> {
     /// Logits of the classes whose weights are given, `[tokens, classes]`.
     #[must_use]
     pub fn logits(&self, top: &Matrix, weights: &Matrix, first: usize) -> Matrix {
-        let mut logits = multiply_transposed(top, weights);
+        self.finish(multiply_transposed(top, weights), weights.rows, first)
+    }
+
+    /// Logits from the products of the last hidden states with the weights of `classes` classes from `first` on.
+    #[must_use]
+    pub fn finish(&self, mut logits: Matrix, classes: usize, first: usize) -> Matrix {
         if !self.bias.is_empty() {
-            for row in logits.values.chunks_exact_mut(weights.rows.max(1)) {
-                add(row, &self.bias[first..first + weights.rows]);
+            for row in logits.values.chunks_exact_mut(classes.max(1)) {
+                add(row, &self.bias[first..first + classes]);
             }
         }
         if let Some(cap) = self.model.logit_cap {

@@ -1,6 +1,9 @@
 //! Takes the states of a whole text through a model, with at most one block's weights in memory.
 
-use super::{Block, BlockSpec, Expert, ForwardError, Kind, Model, State, Store, WeightSource, weights::Linear};
+use super::{
+    Block, BlockSpec, Expert, ForwardError, Kind, Model, State, Store, WeightSource, on_device::Stages, weights::Linear,
+};
+use crate::compute::SharedDevice;
 
 /// How much may be in memory.
 #[derive(Debug, Clone, Copy)]
@@ -109,21 +112,38 @@ impl Model {
         store: &Store,
         limits: &Limits,
     ) -> Result<(), ForwardError> {
-        self.advance_watching(index, source, store, limits, &|_| {})
+        self.advance_watching(None, index, source, store, limits, &|_| {}).map(|_| ())
     }
 
-    /// The same, and shows `look` every batch, in any order, behind the block's router, where it has one.
+    /// The same, on a device where there is one: all but routed experts. Gives the number of batches that the device
+    /// failed at and the processor did instead.
+    ///
+    /// # Errors
+    /// As [`Model::advance`].
+    pub fn advance_on(
+        &self,
+        device: Option<&SharedDevice>,
+        index: usize,
+        source: &dyn WeightSource,
+        store: &Store,
+        limits: &Limits,
+    ) -> Result<u64, ForwardError> {
+        self.advance_watching(device, index, source, store, limits, &|_| {})
+    }
+
+    /// The same as [`Model::advance_on`], and shows `look` every batch, in any order, behind the block's router, where it has one.
     ///
     /// # Errors
     /// As [`Model::advance`].
     pub fn advance_watching(
         &self,
+        device: Option<&SharedDevice>,
         index: usize,
         source: &dyn WeightSource,
         store: &Store,
         limits: &Limits,
         look: &(dyn Fn(&State) + Sync),
-    ) -> Result<(), ForwardError> {
+    ) -> Result<u64, ForwardError> {
         let spec = &self.blocks[index];
         let length = store.length();
         let block = Block::read(spec, source, length)?;
@@ -132,19 +152,32 @@ impl Model {
             .iter()
             .map(|stage| stage.linears.iter().map(|linear| linear.read(source)).collect::<Result<Vec<Linear>, _>>())
             .collect::<Result<Vec<_>, _>>()?;
-        in_pairs(store.batches(), |batch| -> Result<(), ForwardError> {
-            let mut state = store.read(batch)?;
-            for (stage, linears) in linears.iter().enumerate() {
-                block.apply(stage, &mut state, linears)?;
-            }
+        let done = |batch: usize, state: &State| -> Result<(), ForwardError> {
             if split < spec.stages.len() {
-                look(&state);
+                look(state);
             }
-            Ok(store.write(batch, &state)?)
-        })?;
+            Ok(store.write(batch, state)?)
+        };
+        let mut failures = 0;
+        if device.is_some() {
+            // One batch after the other: what fits into the device's memory must not depend on chance.
+            let mut stages = Stages::new(&block, &linears, device);
+            for batch in 0..store.batches() {
+                done(batch, &stages.apply(store.read(batch)?)?)?;
+            }
+            failures = stages.failures;
+        } else {
+            in_pairs(store.batches(), |batch| -> Result<(), ForwardError> {
+                let mut state = store.read(batch)?;
+                for (stage, linears) in linears.iter().enumerate() {
+                    block.apply(stage, &mut state, linears)?;
+                }
+                done(batch, &state)
+            })?;
+        }
         drop(linears);
         if split == spec.stages.len() {
-            return Ok(());
+            return Ok(failures);
         }
         let experts = spec.experts.as_ref().map_or(0, |experts| experts.outputs.len());
         let at_once = limits.experts_at_once(spec);
@@ -165,6 +198,6 @@ impl Model {
                 Ok(store.write(batch, &state)?)
             })?;
         }
-        Ok(())
+        Ok(failures)
     }
 }

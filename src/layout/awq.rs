@@ -21,7 +21,7 @@ pub(super) const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 pub(super) struct Awq;
 
 fn groups_of(matrix: &MatrixSpec) -> usize {
-    match matrix.codec.granularity {
+    match matrix.scalar().granularity {
         Granularity::Group(size) => matrix.columns.div_ceil(size.max(1)),
         _ => 1,
     }
@@ -58,7 +58,7 @@ impl Layout for Awq {
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
         plain_matrix(NAME, matrix)?;
         without_activations(NAME, matrix)?;
-        let codec = &matrix.codec;
+        let codec = matrix.scalar();
         if codec.element != (Element::Integer { bits: 4 }) || codec.scale != ScaleFormat::F16 {
             return Err(Refusal::Format(format!(
                 "layout `{NAME}` has integers of 4 bits with F16 scales only (`{}`); use layout `gptq` or `bantam`",
@@ -111,7 +111,7 @@ impl Layout for Awq {
 
     fn quantization_config(&self, matrices: &[MatrixSpec], dense_modules: &[String]) -> Option<Value> {
         let first = matrices.first()?;
-        let group_size = match first.codec.granularity {
+        let group_size = match first.scalar().granularity {
             Granularity::Group(size) => size as i64,
             _ => -1,
         };

@@ -9,11 +9,15 @@ use super::{
 };
 use crate::{
     checkpoint::{Dtype, bits_of},
-    codec::{Codec, CodedRows, Granularity, MatrixParameters, ScaleFormat, ZeroPoint},
+    codec::{Codec, CodedRows, Coding, Granularity, MatrixParameters, ScaleFormat, StoredMatrix, Whole, ZeroPoint},
 };
 
-/// Version of the form; readers refuse others.
+/// Version of the form; readers refuse later ones.
 pub(super) const VERSION: u64 = 1;
+
+/// Version of the form where a matrix is rotated or its codes are of the whole matrix, which readers of version 1 would
+/// take for something else.
+pub(super) const VERSION_WHOLE: u64 = 2;
 
 /// Widest matrix whose outlier columns fit 16 bits.
 const NARROW_COLUMNS: usize = 1 << 16;
@@ -61,8 +65,20 @@ struct Parts {
     outliers: Option<usize>,
 }
 
+/// The tensors of codes of the whole matrix, one after the other for each expert.
+fn whole_tensors(matrix: &MatrixSpec, whole: &Whole) -> Vec<TensorSpec> {
+    let stored = whole.tensors(matrix.expert_rows(), matrix.columns).into_iter();
+    stored
+        .map(|stored| TensorSpec {
+            name: format!("{}.{}", matrix.name, stored.suffix),
+            dtype: stored.dtype,
+            shape: matrix.experts.into_iter().chain(stored.shape).collect(),
+        })
+        .collect()
+}
+
 fn parts(matrix: &MatrixSpec) -> Parts {
-    let codec = &matrix.codec;
+    let codec = matrix.scalar();
     let bits = codec.codec_bits();
     let groups = codec.groups_per_row(matrix.columns);
     let whole = codec.granularity == Granularity::Tensor;
@@ -118,7 +134,20 @@ impl Layout for Bantam {
         if matrix.experts.is_some_and(|experts| experts == 0 || !matrix.rows.is_multiple_of(experts)) {
             return Err(Refusal::Shape(format!("the experts of `{}` do not divide its rows", matrix.name)));
         }
-        if let Granularity::Block { rows, .. } = matrix.codec.granularity
+        let Some(codec) = matrix.codec.scalar() else { return Ok(()) };
+        let of_all_experts = codec.granularity == Granularity::Tensor || codec.scale == ScaleFormat::E4M3OverGlobal;
+        if matrix.rotations.is_some() && matrix.experts.is_some() && of_all_experts {
+            return Err(Refusal::Format(format!(
+                "layout `bantam` has no rotated experts that share one scale (`{}`)",
+                matrix.name
+            )));
+        }
+        if let Granularity::Block { .. } = codec.granularity
+            && matrix.rotations.is_some()
+        {
+            return Err(Refusal::Format(format!("layout `bantam` has no rotated blocks (`{}`)", matrix.name)));
+        }
+        if let Granularity::Block { rows, .. } = codec.granularity
             && !STRIPE_ALIGNMENT.is_multiple_of(rows)
         {
             return Err(Refusal::Format(format!(
@@ -126,7 +155,7 @@ impl Layout for Bantam {
                 matrix.name
             )));
         }
-        match matrix.codec.outliers {
+        match codec.outliers {
             Some(outliers) if outliers.count > i32::MAX as u64 => Err(Refusal::Format(format!(
                 "layout `bantam` keeps at most {} weights exact in a matrix, not {} (`{}`)",
                 i32::MAX,
@@ -138,11 +167,19 @@ impl Layout for Bantam {
     }
 
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec> {
-        parts(matrix).tensors
+        match &matrix.codec {
+            Coding::Scalar(_) => parts(matrix).tensors,
+            Coding::Whole(whole) => whole_tensors(matrix, whole),
+        }
+    }
+
+    fn pack_whole(&self, _matrix: &MatrixSpec, expert: usize, stored: StoredMatrix) -> Vec<Piece> {
+        let pieces = stored.into_iter().enumerate();
+        pieces.map(|(index, bytes)| Piece::contiguous(index, expert * bytes.len(), bytes)).collect()
     }
 
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece> {
-        let codec = &matrix.codec;
+        let codec = matrix.scalar();
         let parts = parts(matrix);
         let bits = codec.codec_bits();
         let row_bytes = byte_row(matrix.columns, bits);
@@ -177,14 +214,14 @@ impl Layout for Bantam {
             }
         };
         number(parts.tensor_scale, parameters.tensor_scale, 1.0);
-        number(parts.tensor_zero, parameters.tensor_zero, matrix.codec.implied_zero());
+        number(parts.tensor_zero, parameters.tensor_zero, matrix.scalar().implied_zero());
         if let (Some(index), Some(outliers)) = (parts.outliers, &parameters.outliers) {
             let starts = outliers.row_starts.iter().flat_map(|start| start.to_le_bytes()).collect();
             let columns = match outlier_column_type(matrix.columns) {
                 Dtype::I16 => outliers.columns.iter().flat_map(|&column| (column as u16).to_le_bytes()).collect(),
                 _ => outliers.columns.iter().flat_map(|column| column.to_le_bytes()).collect(),
             };
-            let format = match outlier_value_type(matrix.codec.scale) {
+            let format = match outlier_value_type(matrix.scalar().scale) {
                 Dtype::F16 => ScaleFormat::F16,
                 Dtype::BF16 => ScaleFormat::BF16,
                 _ => ScaleFormat::F32,
@@ -203,15 +240,24 @@ impl Layout for Bantam {
         // The number of outliers differs from matrix to matrix; it stands in the tensors' shapes.
         let mut groups: Vec<(Value, Map<String, Value>)> = Vec::new();
         for matrix in matrices {
-            let codec = Codec { outliers: None, ..matrix.codec.clone() };
-            let key = json!({
+            let (name, outliers, scale) = match &matrix.codec {
+                Coding::Scalar(codec) => {
+                    let name = Codec { outliers: None, ..codec.clone() }.name();
+                    (name, codec.outliers.is_some(), Dtype::from(codec.scale))
+                }
+                Coding::Whole(whole) => (whole.name(), false, whole.float_dtype()),
+            };
+            let mut key = json!({
                 "activations": matrix.activations,
-                "codec": codec.name(),
+                "codec": name,
                 "dtype": matrix.dense_dtype,
-                "outliers": matrix.codec.outliers.is_some(),
-                "scale_dtype": Dtype::from(codec.scale),
+                "outliers": outliers,
+                "scale_dtype": scale,
                 "transposed": matrix.transposed,
             });
+            if let Some(rotations) = &matrix.rotations {
+                key["rotations"] = json!(rotations);
+            }
             let shape = json!(dense_shape(matrix));
             match groups.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, tensors)) => {
@@ -227,7 +273,9 @@ impl Layout for Bantam {
                 group
             })
             .collect();
-        Some(json!({ "groups": groups, "quant_method": "bantam", "version": VERSION }))
+        let whole = |matrix: &MatrixSpec| matrix.is_whole();
+        let version = if matrices.iter().any(whole) { VERSION_WHOLE } else { VERSION };
+        Some(json!({ "groups": groups, "quant_method": "bantam", "version": version }))
     }
 }
 

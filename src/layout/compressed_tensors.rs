@@ -48,7 +48,7 @@ impl Scheme {
 
     /// The scheme of a codec, from the codec and the activations alone.
     pub(super) fn of(matrix: &MatrixSpec) -> Result<Self, Refusal> {
-        let codec = &matrix.codec;
+        let codec = matrix.scalar();
         let refuse = |what: String| Err(Refusal::Format(format!("{what} (`{}`)", matrix.name)));
         if codec.zero == ZeroPoint::Float {
             return refuse(format!("layout `{NAME}` has whole zero points only; use layout `bantam`"));
@@ -120,7 +120,7 @@ const INPUT_SCALE: usize = 2;
 
 /// Rows and columns of the scale tensor.
 fn scale_shape(matrix: &MatrixSpec) -> Vec<usize> {
-    match matrix.codec.granularity {
+    match matrix.scalar().granularity {
         Granularity::Tensor => vec![1],
         Granularity::Channel => vec![matrix.rows, 1],
         Granularity::Group(size) => vec![matrix.rows, matrix.columns.div_ceil(size)],
@@ -140,7 +140,7 @@ impl Layout for CompressedTensors {
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
         plain_matrix(NAME, matrix)?;
         let scheme = Scheme::of(matrix)?;
-        match matrix.codec.granularity {
+        match matrix.scalar().granularity {
             Granularity::Block { columns, .. } => {
                 // The runtime cuts activations into groups as wide as a block, and those must come out even.
                 if matrix.activations == Activations::Dynamic && !matrix.columns.is_multiple_of(columns) {
@@ -164,17 +164,17 @@ impl Layout for CompressedTensors {
         let module = matrix.module();
         let tensor = |suffix: &str, dtype, shape| TensorSpec { name: format!("{module}.{suffix}"), dtype, shape };
         let (rows, columns) = (matrix.rows, matrix.columns);
-        let scale = tensor("weight_scale", matrix.codec.scale.into(), scale_shape(matrix));
+        let scale = tensor("weight_scale", matrix.scalar().scale.into(), scale_shape(matrix));
         let input_scale = (matrix.activations == Activations::Static)
-            .then(|| tensor("input_scale", matrix.codec.scale.into(), vec![1]));
-        match (Scheme::of(matrix), matrix.codec.element) {
+            .then(|| tensor("input_scale", matrix.scalar().scale.into(), vec![1]));
+        match (Scheme::of(matrix), matrix.scalar().element) {
             (Ok(Scheme::PackQuantized), Element::Integer { bits }) => {
                 let mut list = vec![
                     tensor("weight_packed", Dtype::I32, vec![rows, word_row(columns, bits) / 4]),
                     scale,
                     tensor("weight_shape", Dtype::I64, vec![2]),
                 ];
-                if matrix.codec.zero == ZeroPoint::Integer {
+                if matrix.scalar().zero == ZeroPoint::Integer {
                     let words = word_row(rows, bits) / 4;
                     list.push(tensor("weight_zero_point", Dtype::I32, vec![words, scale_shape(matrix)[1]]));
                 }
@@ -197,7 +197,7 @@ impl Layout for CompressedTensors {
     }
 
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece> {
-        let codec = &matrix.codec;
+        let codec = matrix.scalar();
         let (bits, flip) = match (codec.element, matrix.activations) {
             // Stored as a signed byte: the offset of 128 is the sign bit.
             (Element::Integer { .. }, Activations::Dynamic | Activations::Static) => (8, 0x80),
@@ -248,16 +248,16 @@ impl Layout for CompressedTensors {
                 let global = parameters.tensor_scale.unwrap_or(1.0);
                 vec![Piece::contiguous(2, 0, global.to_le_bytes().to_vec())]
             }
-            _ if matrix.codec.granularity == Granularity::Tensor => {
+            _ if matrix.scalar().granularity == Granularity::Tensor => {
                 let scale = parameters.tensor_scale.unwrap_or(1.0);
-                vec![Piece::contiguous(1, 0, encode_scales(matrix.codec.scale, &[scale]))]
+                vec![Piece::contiguous(1, 0, encode_scales(matrix.scalar().scale, &[scale]))]
             }
             _ => Vec::new(),
         }
     }
 
     fn pack_input_scale(&self, matrix: &MatrixSpec, scale: f32) -> Vec<Piece> {
-        vec![Piece::contiguous(INPUT_SCALE, 0, encode_scales(matrix.codec.scale, &[scale]))]
+        vec![Piece::contiguous(INPUT_SCALE, 0, encode_scales(matrix.scalar().scale, &[scale]))]
     }
 
     fn quantization_config(&self, matrices: &[MatrixSpec], dense_modules: &[String]) -> Option<serde_json::Value> {

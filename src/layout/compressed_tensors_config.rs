@@ -22,11 +22,11 @@ pub(super) fn write(matrices: &[MatrixSpec], dense_modules: &[String]) -> Option
     for matrix in matrices {
         // Refused matrices never come here; without a scheme there is nothing to say about one.
         let Ok(scheme) = Scheme::of(matrix) else { continue };
-        let same = |group: &&mut Group| *group.codec == matrix.codec && group.activations == matrix.activations;
+        let same = |group: &&mut Group| group.codec == matrix.scalar() && group.activations == matrix.activations;
         if let Some(group) = groups.iter_mut().find(same) {
             group.modules.push(matrix.module());
         } else {
-            let (codec, activations) = (&matrix.codec, matrix.activations);
+            let (codec, activations) = (matrix.scalar(), matrix.activations);
             groups.push(Group { codec, activations, scheme, modules: vec![matrix.module()] });
         }
     }

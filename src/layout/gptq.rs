@@ -28,11 +28,11 @@ pub(super) struct Gptq {
 
 fn bits_of(matrix: &MatrixSpec) -> u8 {
     // `accepts` lets no other element through.
-    if let Element::Integer { bits } = matrix.codec.element { bits } else { 8 }
+    if let Element::Integer { bits } = matrix.scalar().element { bits } else { 8 }
 }
 
 fn groups_of(matrix: &MatrixSpec) -> usize {
-    match matrix.codec.granularity {
+    match matrix.scalar().granularity {
         Granularity::Group(size) => matrix.columns.div_ceil(size.max(1)),
         _ => 1,
     }
@@ -62,7 +62,7 @@ impl Layout for Gptq {
         let layout = self.name().as_str();
         plain_matrix(layout, matrix)?;
         without_activations(layout, matrix)?;
-        let codec = &matrix.codec;
+        let codec = matrix.scalar();
         match codec.element {
             Element::Integer { bits: 2 | 3 | 4 | 8 } if codec.scale == ScaleFormat::F16 => {}
             Element::Integer { bits } if codec.scale == ScaleFormat::F16 => {
@@ -132,7 +132,7 @@ impl Layout for Gptq {
 
     fn quantization_config(&self, matrices: &[MatrixSpec], dense_modules: &[String]) -> Option<Value> {
         let first = matrices.first()?;
-        let group_size = match first.codec.granularity {
+        let group_size = match first.scalar().granularity {
             Granularity::Group(size) => size as i64,
             _ => -1,
         };
@@ -147,7 +147,7 @@ impl Layout for Gptq {
             "pack_dtype": "int32",
             "quant_method": "gptq",
             "static_groups": false,
-            "sym": first.codec.zero == ZeroPoint::None,
+            "sym": first.scalar().zero == ZeroPoint::None,
             "true_sequential": true,
         });
         // Runtimes take every linear of a block as quantized unless told otherwise, each in its own words.

@@ -12,6 +12,8 @@ mod pieces;
 mod read;
 mod refusal;
 mod streams;
+mod vptq;
+pub mod vptq_config;
 
 pub use error::LayoutError;
 pub use pieces::{Piece, scatter};
@@ -22,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::Dtype,
-    codec::{Codec, CodedRows, MatrixParameters, ScaleFormat},
+    codec::{Codec, CodedRows, Coding, MatrixParameters, Rotations, ScaleFormat, StoredMatrix},
 };
 
 /// The layouts that can be written. Recipes name them in kebab case.
@@ -37,6 +39,8 @@ pub enum LayoutName {
     GptqV2,
     /// AWQ GEMM.
     Awq,
+    /// VPTQ, as the public package and transformers load it.
+    Vptq,
     /// Our own documented form, for what no runtime has.
     Bantam,
     /// Plain tensors; no codes.
@@ -52,6 +56,7 @@ impl LayoutName {
             Self::Gptq => "gptq",
             Self::GptqV2 => "gptq-v2",
             Self::Awq => "awq",
+            Self::Vptq => "vptq",
             Self::Bantam => "bantam",
             Self::Dense => "dense",
         }
@@ -86,9 +91,15 @@ pub struct MatrixSpec {
     /// Element type of the dense tensor (of what decoding gives).
     pub dense_dtype: Dtype,
     /// The number format.
-    pub codec: Codec,
+    pub codec: Coding,
+    /// How the stored matrix is rotated against the dense one; absent for most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotations: Option<Rotations>,
     /// How the runtime treats activations.
     pub activations: Activations,
+    /// Whether a bias stands beside the weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bias: bool,
 }
 
 impl MatrixSpec {
@@ -96,6 +107,27 @@ impl MatrixSpec {
     #[must_use]
     pub fn module(&self) -> &str {
         self.name.strip_suffix(".weight").unwrap_or(&self.name)
+    }
+
+    /// The format of codes that each stand for one weight.
+    ///
+    /// # Panics
+    /// Panics for codes of whole matrices, which layouts for scalar codes refuse in [`Layout::accepts`].
+    #[must_use]
+    pub fn scalar(&self) -> &Codec {
+        self.codec.scalar().expect("accepted by a layout of scalar codes")
+    }
+
+    /// Whether it is encoded and read as a whole, expert by expert: rows mix in its codes or in its rotations.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.codec.whole().is_some() || self.rotations.is_some()
+    }
+
+    /// Rows of one expert's matrix: all rows where there are no experts.
+    #[must_use]
+    pub fn expert_rows(&self) -> usize {
+        self.rows / self.experts.unwrap_or(1).max(1)
     }
 }
 
@@ -147,6 +179,10 @@ pub trait Layout: Send + Sync {
     }
     /// The tensors that the matrix becomes, in a fixed order. Exact: sizes follow from shape and codec.
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec>;
+    /// Packs one expert's matrix (the only one where there are no experts) of a format whose codes are of whole matrices.
+    fn pack_whole(&self, _matrix: &MatrixSpec, _expert: usize, _stored: StoredMatrix) -> Vec<Piece> {
+        Vec::new()
+    }
     /// Packs some rows. `rows.first_row` is a multiple of [`STRIPE_ALIGNMENT`], and so is `rows.rows` except at the end.
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece>;
     /// Whether the pieces of consecutive stripes interleave in a tensor (GPTQ, AWQ pack along the input), so that the
@@ -179,6 +215,7 @@ pub fn layout(name: LayoutName) -> Box<dyn Layout> {
         LayoutName::Gptq => Box::new(gptq::Gptq { version: gptq::Version::V1 }),
         LayoutName::GptqV2 => Box::new(gptq::Gptq { version: gptq::Version::V2 }),
         LayoutName::Awq => Box::new(awq::Awq),
+        LayoutName::Vptq => Box::new(vptq::Vptq),
         LayoutName::Bantam => Box::new(bantam::Bantam),
         LayoutName::Dense => Box::new(dense::Dense),
     }

@@ -26,7 +26,13 @@ pub(super) fn plain_matrix(layout: &str, matrix: &MatrixSpec) -> Result<(), Refu
     if matrix.transposed {
         return refuse("has no matrices stored as [input, output]");
     }
-    if matrix.codec.outliers.is_some() {
+    if matrix.codec.whole().is_some() {
+        return refuse("has a code for each weight and no codes of whole vectors");
+    }
+    if matrix.rotations.is_some() {
+        return refuse("cannot say that a matrix is stored rotated");
+    }
+    if matrix.scalar().outliers.is_some() {
         return refuse("has no weights kept exact beside the codes");
     }
     Ok(())
@@ -34,7 +40,7 @@ pub(super) fn plain_matrix(layout: &str, matrix: &MatrixSpec) -> Result<(), Refu
 
 /// Refuses a group size that does not divide the columns; gives the number of groups of a row (1 for a whole row).
 pub(super) fn dividing_groups(layout: &str, matrix: &MatrixSpec) -> Result<usize, Refusal> {
-    match matrix.codec.granularity {
+    match matrix.scalar().granularity {
         Granularity::Channel | Granularity::Tensor => Ok(1),
         Granularity::Group(size) if size > 0 && matrix.columns > 0 && matrix.columns.is_multiple_of(size) => {
             Ok(matrix.columns / size)

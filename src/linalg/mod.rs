@@ -1,4 +1,4 @@
-//! Decompositions of `f64` matrices behind one small trait.
+//! Decompositions of `f64` matrices behind one small trait; and rotations.
 //!
 //! Two backends: faer, the default, pure Rust; and LAPACK through ndarray-linalg and OpenBLAS, with feature `blas`. The
 //! same tests run on both. Either one works on a single thread, so that its result does not depend on how many there
@@ -6,8 +6,10 @@
 //! vectors up to the choice of a basis inside a degenerate subspace.
 
 mod faer_backend;
+pub mod hadamard;
 #[cfg(feature = "blas")]
 mod lapack_backend;
+pub mod rotation;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,7 @@ pub use faer_backend::Faer;
 #[cfg(feature = "blas")]
 pub use lapack_backend::Lapack;
 use ndarray::{Array1, Array2, ArrayView2, Axis};
+pub use rotation::Rotation;
 
 /// The decompositions that passes need.
 pub trait Decompositions: Send + Sync + std::fmt::Debug {

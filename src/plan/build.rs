@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Result,
     checkpoint::{is_float, scan_non_finite},
-    codec::RowSource,
+    codec::{Rotations, RowSource},
     layout::{Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout},
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
@@ -35,9 +35,19 @@ struct Wish<'a> {
     matrix: Matrix,
     rule: usize,
     settings: Settings,
+    /// From a transform of its own.
+    rotations: Option<Rotations>,
+    /// Whether the model has a bias beside it.
+    bias: bool,
 }
 
 impl Wish<'_> {
+    /// The choice, rotated as the wish says.
+    fn rotated(&self, mut choice: Choice) -> Choice {
+        choice.rotations = choice.rotations.or(self.rotations);
+        choice
+    }
+
     fn spec(&self, choice: &Choice) -> MatrixSpec {
         MatrixSpec {
             name: self.tensor.name.clone(),
@@ -47,7 +57,9 @@ impl Wish<'_> {
             transposed: self.view.transposed,
             dense_dtype: self.tensor.dtype,
             codec: choice.codec.clone(),
+            rotations: choice.rotations,
             activations: choice.activations,
+            bias: self.bias,
         }
     }
 }
@@ -95,6 +107,7 @@ impl Plan {
 
 fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment]) -> Result<Vec<Wish<'a>>> {
     let mut wishes = Vec::new();
+    let mut rotations = rotations(inputs, assignments)?;
     for Assignment { rule, tensor: name, settings } in assignments.iter().cloned() {
         if inputs.recipe.passes[rule].kind == Kind::Transform {
             continue;
@@ -118,14 +131,42 @@ fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment
             name: name.clone(),
             rows: view.rows * view.experts.unwrap_or(1),
             columns: view.columns,
+            experts: view.experts.unwrap_or(1),
+            seed: inputs.recipe.seed,
             dense_dtype: tensor.dtype,
             scale: target.scale_format(tensor.dtype),
             minimum_zero_point: target.minimum_zero_point(),
             float_zero_allowed: target.float_zero_allowed(),
         };
-        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings });
+        let rotations = rotations.remove(&name);
+        let bias = name
+            .strip_suffix(".weight")
+            .is_some_and(|module| inputs.source.tensor(&format!("{module}.bias")).is_some());
+        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, bias });
+    }
+    if let Some((tensor, _)) = rotations.into_iter().next() {
+        return Err(PlanError::RotatedDense { tensor }.into());
     }
     Ok(wishes)
+}
+
+/// The rotations that rules ask for, by tensor. Whatever else is done to dense weights comes before.
+fn rotations(inputs: Inputs<'_>, assignments: &[Assignment]) -> Result<BTreeMap<String, Rotations>> {
+    let mut rotations = BTreeMap::new();
+    for Assignment { rule, tensor, settings } in assignments {
+        let rule = &inputs.recipe.passes[*rule];
+        match settings {
+            Settings::Rotate(settings) => {
+                rotations.insert(tensor.clone(), settings.rotations(inputs.recipe.seed));
+            }
+            _ if rule.kind == Kind::Transform && rotations.contains_key(tensor) => {
+                let (pass, line, tensor) = (rule.pass.clone(), rule.line, tensor.clone());
+                return Err(PlanError::ScaledAfterRotation { pass, line, tensor }.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(rotations)
 }
 
 /// The codec of every wish: from shapes alone, or, for the rules that ask for it, from the weights.
@@ -147,7 +188,7 @@ fn choose(
                 .settings
                 .codec(&wish.matrix)
                 .map_err(|error| PlanError::setting(&rule.pass, rule.line, &wish.tensor.name, error))?;
-            choices.push(Some(choice));
+            choices.push(Some(wish.rotated(choice)));
         }
     }
     for (rule, members) in by_rule {
@@ -176,7 +217,7 @@ fn choose(
             other => other,
         })?;
         for (index, choice) in members.into_iter().zip(chosen) {
-            choices[index] = Some(choice);
+            choices[index] = Some(wishes[index].rotated(choice));
         }
     }
     Ok(choices.into_iter().flatten().collect())
@@ -209,6 +250,7 @@ fn accept(
             settings: wish.settings.clone(),
             matrix: spec,
             choice,
+            rotated: wish.rotations.is_some(),
         })),
         Err(Refusal::Shape(message)) => Ok(Err(Fallback {
             kind: "kept-dense".into(),
@@ -294,6 +336,7 @@ fn assemble(
             parts: tensor.parts.clone(),
             source_bytes: tensor.stored_bytes,
             coded_source: !tensor.is_plain(),
+            decoded_at_once: tensor.decoded_at_once,
             action,
             outputs: Vec::new(),
         });

@@ -62,6 +62,22 @@ pub enum PlanError {
         /// The tensor.
         tensor: String,
     },
+    /// A matrix is rotated that stays dense.
+    #[error("`{tensor}` is rotated by pass `rotate`, but no rule encodes it")]
+    RotatedDense {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A matrix is scaled after it was rotated.
+    #[error("rule `{pass}` (recipe line {line}) scales `{tensor}` after pass `rotate` has mixed its channels")]
+    ScaledAfterRotation {
+        /// The pass that scales.
+        pass: String,
+        /// Its line.
+        line: usize,
+        /// The tensor.
+        tensor: String,
+    },
     /// Two output tensors would have one name.
     #[error("two tensors of the artifact would be named `{name}` (from `{first}` and `{second}`)")]
     NameTwice {
@@ -154,6 +170,8 @@ impl PlanError {
             | Self::Setting { .. }
             | Self::LayoutCannot { .. }
             | Self::UnseenInput { .. }
+            | Self::RotatedDense { .. }
+            | Self::ScaledAfterRotation { .. }
             | Self::Together { .. }
             | Self::Choice { .. } => ExitCode::Usage,
         }
@@ -170,6 +188,11 @@ impl PlanError {
             Self::UnseenInput { .. } => {
                 "name it in the rule's `skip`, or give it `activations = \"dynamic\"` in an override".into()
             }
+            Self::RotatedDense { .. } => {
+                "add a rule that encodes it (rotation is undone where codes are read), or name it in the rule's `skip`"
+                    .into()
+            }
+            Self::ScaledAfterRotation { .. } => "put the `rotate` rule after it".into(),
             Self::NoConfig { .. } => "use layout `dense` or `bantam`, or add the model's config.json".into(),
             Self::Memory { smallest_bytes, threads, .. } if *threads > 1 => {
                 format!("give --max-memory {smallest_bytes} or more, or fewer --threads")

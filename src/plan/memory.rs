@@ -8,7 +8,11 @@
 use std::ops::Range;
 
 use super::{Action, Options, PlanError, Unit};
-use crate::layout::{Layout, STRIPE_ALIGNMENT};
+use crate::{
+    compute::{AdapterKind, ring_bytes},
+    layout::{Layout, STRIPE_ALIGNMENT},
+    run::STRIPES_IN_FLIGHT,
+};
 
 /// Weights of one stripe, at least: enough work to be worth a task.
 const STRIPE_WEIGHTS: usize = 256 * 1024;
@@ -20,6 +24,10 @@ const BASE_BYTES: u64 = 40 << 20;
 const WORKER_BYTES: u64 = 3 << 20;
 /// Headers, plan and journal records of one stored tensor, beside its name. Measured 1.1 KB.
 const TENSOR_BYTES: u64 = 2 << 10;
+/// F32 copies of a matrix that is encoded as a whole: the source, the rotated, the decoded one, and one in work.
+const WHOLE_BYTES_PER_WEIGHT: u64 = 16;
+/// A device's driver with compiled kernels. Measured 70 MB with Mesa's software adapter; rounded up.
+const DRIVER_BYTES: u64 = 128 << 20;
 /// Default working set of one wave and worker.
 const WAVE_BYTES_PER_THREAD: u64 = 48 << 20;
 
@@ -73,10 +81,11 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         return Cost { fixed: 0, per_row: 1, rows, step: COPY_CHUNK_BYTES, scratch: 0 };
     }
     let columns = unit.columns();
-    let step = stripe_rows(columns) as u64;
+    let step = unit.stripe_rows() as u64;
     let per_row_source = unit.source_bytes.div_ceil(rows.max(1));
     let per_row_output = unit.bytes().div_ceil(rows.max(1));
-    let (mut fixed, mut per_row) = (0, per_row_output);
+    // Decoded, and what decoding takes for a while.
+    let (mut fixed, mut per_row) = (8 * unit.decoded_at_once, per_row_output);
     if unit.rows_are_contiguous() {
         per_row += per_row_source;
     } else {
@@ -90,12 +99,16 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         if target.interleaves() {
             fixed += unit.bytes();
         }
-        if let Some(outliers) = encode.matrix.codec.outliers {
+        if let Some(outliers) = encode.matrix.codec.scalar().and_then(|codec| codec.outliers) {
             fixed += outliers.count * 16 + rows * 8;
         }
     }
     // A stripe in codes: a byte per weight, scales and zeros as F32; the row in F32 (source, decoded, scratch).
-    let scratch = step.min(rows) * (columns as u64 + per_row_output * 2) + columns as u64 * 16;
+    let mut scratch = step.min(rows) * (columns as u64 + per_row_output * 2) + columns as u64 * 16;
+    if unit.whole_matrix().is_some() {
+        // The matrix as it is, rotated, decoded, and what decoding keeps of a row of vectors.
+        scratch += step.min(rows) * columns as u64 * WHOLE_BYTES_PER_WEIGHT;
+    }
     Cost { fixed, per_row, rows, step, scratch }
 }
 
@@ -111,6 +124,8 @@ pub(super) fn schedule(
     let threads = options.threads.max(1);
     let scratch = costs.iter().map(|cost| cost.scratch).max().unwrap_or(0);
     let base = BASE_BYTES + names + stored as u64 * TENSOR_BYTES + threads as u64 * (WORKER_BYTES + scratch);
+    let weights = units.iter().filter_map(stripe_weights).max();
+    let base = base + options.device.zip(weights).map_or(0, |(kind, weights)| device_bytes(kind, weights, threads));
     // The largest single stripe with its unit's fixed part: a wave can hold no less.
     let largest = costs.iter().map(|cost| cost.fixed + cost.per_row * cost.step.min(cost.rows)).max().unwrap_or(0);
     let smallest_bytes = base + largest;
@@ -124,6 +139,23 @@ pub(super) fn schedule(
     let waves = cut(&costs, wave_bytes);
     let peak = waves.iter().map(|wave| wave_cost(wave, &costs)).max().unwrap_or(0);
     Ok(MemoryPlan { threads, peak_bytes: base + peak, smallest_bytes, scratch_disk_bytes: journal_bytes(units), waves })
+}
+
+/// Weights of the largest stripe of a unit that may be encoded on a device.
+fn stripe_weights(unit: &Unit) -> Option<u64> {
+    let Action::Encode(encode) = &unit.action else { return None };
+    Some((stripe_rows(encode.matrix.columns).min(encode.matrix.rows) * encode.matrix.columns) as u64)
+}
+
+/// What a device needs of the processor's memory: its driver, the ring on the way up, and for each stripe on its way its
+/// codes in a slot on the way down and as they are taken out of it, with as much for extremes and scales; the weights of
+/// the stripe in hand in F32 where they are not stored so that they can be sent as they are. Where the device's memory is
+/// the processor's, also what lies there: weights of up to four bytes, codes, and as much for extremes and scales.
+fn device_bytes(kind: AdapterKind, weights: u64, threads: usize) -> u64 {
+    let shared = matches!(kind, AdapterKind::Software | AdapterKind::Integrated | AdapterKind::Unknown);
+    let of_stripe = weights.saturating_mul(if shared { 3 + 6 } else { 3 });
+    let of_worker = of_stripe.saturating_mul(STRIPES_IN_FLIGHT).saturating_add(4 * weights);
+    (DRIVER_BYTES + ring_bytes(threads)).saturating_add(of_worker.saturating_mul(threads as u64))
 }
 
 fn wave_cost(wave: &[Slab], costs: &[Cost]) -> u64 {
@@ -173,7 +205,17 @@ fn journal_bytes(units: &[Unit]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cost, cut, stripe_rows, wave_cost};
+    use super::{AdapterKind, Cost, cut, device_bytes, stripe_rows, wave_cost};
+
+    #[test]
+    fn a_device_needs_memory_for_its_ring_and_for_each_stripe_on_its_way() {
+        // A stripe of 64 Ki weights: 128 MiB of driver, 16 MiB of ring and 8 MiB more for each thread, and in units of
+        // 64 KiB 5 · 3 + 4 for each.
+        let discrete = |threads| device_bytes(AdapterKind::Discrete, 64 << 10, threads) >> 16;
+        assert_eq!((discrete(1), discrete(4)), ((152 << 4) + 19, (176 << 4) + 4 * 19));
+        assert_eq!(device_bytes(AdapterKind::Integrated, 64 << 10, 1) >> 16, (152 << 4) + 49);
+        assert_eq!(device_bytes(AdapterKind::Software, u64::MAX / 8, 64), u64::MAX);
+    }
 
     fn cost(fixed: u64, per_row: u64, rows: u64, step: u64) -> Cost {
         Cost { fixed, per_row, rows, step, scratch: 0 }

@@ -15,13 +15,15 @@ mod solving;
 pub use build::Inputs;
 pub(crate) use disk::existing_parent;
 pub use error::PlanError;
-pub(crate) use memory::{COPY_CHUNK_BYTES, stripe_rows};
+pub(crate) use memory::COPY_CHUNK_BYTES;
+use memory::stripe_rows;
 pub use memory::{MemoryPlan, Slab};
 pub use small_files::{SmallContent, SmallFile};
 
 use std::path::PathBuf;
 
 use crate::{
+    compute::AdapterKind,
     layout::{LayoutName, MatrixSpec, TensorSpec},
     manifest::Fallback,
     passes::{Choice, Matrix, Settings},
@@ -38,6 +40,9 @@ pub struct Options {
     pub max_memory_bytes: Option<u64>,
     /// Whether a fallback is an error.
     pub deny_fallbacks: bool,
+    /// The kind of the graphics processor that encodes, if one does: what lies in the processor's memory on its way there
+    /// and back counts.
+    pub device: Option<AdapterKind>,
 }
 
 /// A complete plan.
@@ -92,6 +97,8 @@ pub struct Unit {
     pub source_bytes: u64,
     /// Whether the source stores it in codes.
     pub coded_source: bool,
+    /// Weights of the source that are decoded and kept when any row is read.
+    pub decoded_at_once: u64,
     /// What happens.
     pub action: Action,
     /// What is written.
@@ -131,6 +138,24 @@ impl Unit {
         match &self.action {
             Action::Encode(encode) => encode.matrix.columns,
             Action::Copy | Action::Decode | Action::Transform => self.shape.last().copied().unwrap_or(1),
+        }
+    }
+
+    /// Its encoding, where that takes whole matrices.
+    #[must_use]
+    pub fn whole_matrix(&self) -> Option<&Encode> {
+        match &self.action {
+            Action::Encode(encode) if encode.matrix.is_whole() => Some(encode),
+            _ => None,
+        }
+    }
+
+    /// Rows that are worked on at a time: a stripe, or one expert's whole matrix.
+    #[must_use]
+    pub(crate) fn stripe_rows(&self) -> usize {
+        match self.whole_matrix() {
+            Some(encode) => encode.matrix.expert_rows().max(1),
+            None => stripe_rows(self.columns()),
         }
     }
 
@@ -192,6 +217,17 @@ pub struct Encode {
     pub settings: Settings,
     /// The codec chosen.
     pub choice: Choice,
+    /// Whether a pass of its own rotates it.
+    pub rotated: bool,
+}
+
+impl Encode {
+    /// The passes that the matrix goes through but those that scale it.
+    #[must_use]
+    pub fn passes(&self) -> Vec<String> {
+        let rotate = self.rotated.then(|| crate::passes::rotate::INFO.name.to_owned());
+        rotate.into_iter().chain([self.pass.clone()]).collect()
+    }
 }
 
 /// One stored tensor and its place.

@@ -29,7 +29,7 @@ pub(super) fn solve_plan(
     let mut transforms: Vec<(usize, TransformRule)> = Vec::new();
     for assignment in assignments {
         let rule = &recipe.passes[assignment.rule];
-        if rule.kind != Kind::Transform {
+        if rule.kind != Kind::Transform || matches!(assignment.settings, Settings::Rotate(_)) {
             continue;
         }
         let same = |(index, known): &&mut (usize, TransformRule)| {
@@ -45,7 +45,7 @@ pub(super) fn solve_plan(
     }
     let solved: Vec<(&str, &Encode)> = encodes
         .iter()
-        .filter(|(_, encode)| matches!(encode.settings, Settings::Gptq(_)))
+        .filter(|(_, encode)| encode.settings.is_solved())
         .map(|(name, encode)| (*name, encode))
         .collect();
     let fixed: Vec<(&str, &Encode)> = encodes
@@ -83,7 +83,8 @@ pub(super) fn solve_plan(
     }
     let drift = solved
         .iter()
-        .any(|(_, encode)| matches!(&encode.settings, Settings::Gptq(settings) if settings.solve.drift_share > 0.0));
+        .filter_map(|(_, encode)| encode.settings.factoring())
+        .any(|factoring| factoring.drift_share > 0.0);
     let compressed = calibration.predecessor == Predecessor::Compressed && !(solved.is_empty() && fixed.is_empty());
     let solved_bytes = solved.iter().map(|(_, encode)| (encode.matrix.rows * encode.matrix.columns) as u64).sum();
     let mut plan = SolvePlan {
@@ -93,6 +94,7 @@ pub(super) fn solve_plan(
         compressed,
         drift: compressed && drift,
         encodes: !solved.is_empty(),
+        rotated: solved.iter().any(|(_, encode)| encode.choice.rotations.is_some_and(|rotations| rotations.inputs)),
         touched: touched(&model, &transforms, inputs),
         transforms: transforms.into_iter().map(|(_, rule)| rule).collect(),
         model,

@@ -26,11 +26,12 @@ const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 const TEXT_HELP: &str = "write `text = [\"…\"]` under [calibration]: files that end in .txt, .jsonl or .safetensors";
 
-const LAYOUTS: [LayoutName; 6] = [
+const LAYOUTS: [LayoutName; 7] = [
     LayoutName::CompressedTensors,
     LayoutName::Gptq,
     LayoutName::GptqV2,
     LayoutName::Awq,
+    LayoutName::Vptq,
     LayoutName::Bantam,
     LayoutName::Dense,
 ];

@@ -77,6 +77,9 @@ fn complete(settings: &Settings) -> Value {
         Settings::SmoothQuant(settings) => serde_json::to_value(settings),
         Settings::SmoothQuantPlus(settings) => serde_json::to_value(settings),
         Settings::Awq(settings) => serde_json::to_value(settings),
+        Settings::Pvq(settings) => serde_json::to_value(settings),
+        Settings::Vptq(settings) => serde_json::to_value(settings),
+        Settings::Rotate(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }

@@ -38,7 +38,7 @@ pub enum RunError {
         lock: PathBuf,
     },
     /// The work folder belongs to another plan.
-    #[error("`{work}` holds an unfinished run of another recipe, model or version")]
+    #[error("`{work}` holds an unfinished run of another recipe, model, device or version")]
     OtherRun {
         /// The work folder.
         work: PathBuf,

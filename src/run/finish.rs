@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{Options, RunError, device::DEVICE_FAILED, journal::Record, peak_rss_bytes, staging, staging::Staging};
+use super::{Options, RunError, journal::Record, peak_rss_bytes, staging, staging::Staging};
 use crate::{
     Result,
     checkpoint::Checkpoint,
+    compute::DEVICE_FAILED,
     layout::LogicalCheckpoint,
     manifest::{
         ContentHash, FILE_NAME, Fallback, FileEntry, InputTensor, Manifest, OutputTensor, Part, RUN_LOG_NAME, SCHEMA,
@@ -158,19 +159,25 @@ fn manifest(
             let (dtype, shape) = (entry.dtype, entry.shape.clone());
             Some(InputTensor { name: part.clone(), dtype, shape, bytes: entry.bytes, hash })
         }));
-        fallbacks.extend(record.deviations.iter().map(|(kind, &count)| Fallback {
-            kind: kind.clone(),
+        let computed = found.map(|found| found.solutions.computed(&unit.name)).unwrap_or_default();
+        let mut deviations = record.deviations.clone();
+        if computed.failures > 0 {
+            *deviations.entry(DEVICE_FAILED.to_owned()).or_default() += computed.failures;
+        }
+        fallbacks.extend(deviations.into_iter().map(|(kind, count)| Fallback {
             tensor: unit.name.clone(),
             count,
             message: if kind == DEVICE_FAILED {
-                format!("`{}`: the device failed, {count} stripes were computed on the processor", unit.name)
+                format!("`{}`: the device failed, {count} parts of it were computed on the processor", unit.name)
             } else {
                 format!("`{}`: {kind}, {count} times", unit.name)
             },
+            kind,
         }));
         let calibration = found.and_then(|found| found.solutions.report(&unit.name));
         let input = found.and_then(|found| found.solutions.inputs.get(&unit.name)).cloned();
         let mut tensor = OutputTensor { calibration, input, ..output_tensor(unit, record) };
+        tensor.device = tensor.device.or(computed.device);
         if let Some(transforms) = plan.solve.as_ref().and_then(|solve| solve.touched.get(&unit.name)) {
             tensor.passes.splice(0..0, transforms.iter().cloned());
         }
@@ -205,7 +212,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         })
         .collect();
     let (passes, matrix) = match &unit.action {
-        Action::Encode(encode) => (vec![encode.pass.clone()], Some(encode.matrix.clone())),
+        Action::Encode(encode) => (encode.passes(), Some(encode.matrix.clone())),
         Action::Copy | Action::Decode | Action::Transform => (Vec::new(), None),
     };
     OutputTensor {

@@ -3,7 +3,10 @@
 //! Order of events, each safe to be killed in: lock, reserve space, waves (bytes, then their journal records), sync
 //! and read back, small files, manifest, rename. Running the same command again continues.
 
+mod choose;
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod error;
 mod finish;
 mod journal;
@@ -11,6 +14,8 @@ mod progress;
 mod staging;
 mod wave;
 
+pub use choose::{Chosen, choose};
+pub(crate) use device::STRIPES_IN_FLIGHT;
 pub use error::RunError;
 pub use progress::{Progress, Silent, Status};
 
@@ -30,7 +35,7 @@ use self::{
 };
 use crate::{
     Result,
-    compute::{ComputeError, Device},
+    compute::{ComputeError, Device, SharedDevice},
     layout::{LogicalCheckpoint, layout},
     manifest::Manifest,
     plan::Plan,
@@ -48,6 +53,9 @@ pub struct Options<'a> {
     pub deny_fallbacks: bool,
     /// The graphics processor that does what it has kernels for; none: everything is done on the processor.
     pub device: Option<&'a Device>,
+    /// Whether the manifest tells what the device did: not where a measurement chose the device, since the same recipe
+    /// must give the same manifest.
+    pub record_device: bool,
     /// Set from outside to stop after the current wave.
     pub stop: &'a AtomicBool,
     /// Told how far the run is.
@@ -89,7 +97,8 @@ pub fn run(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>) -> Re
 fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, identity: &str) -> Result<Outcome> {
     let start = Instant::now();
     let mut staging = Staging::open(&plan.out)?;
-    let head = Head::new(&plan.digest, identity);
+    let shared = options.device.cloned().map(SharedDevice::new);
+    let head = Head::new(&plan.digest, &journal_identity(plan, identity, shared.as_ref()));
     if options.fresh {
         staging.clear()?;
     }
@@ -111,6 +120,7 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
             checkpoint: source,
             folder: staging.solved(),
             identity,
+            device: shared.as_ref(),
             deny_fallbacks: options.deny_fallbacks,
             stop: options.stop,
             progress: &|block, blocks, what| options.progress.calibrating(block, blocks, what),
@@ -118,10 +128,20 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
         None => None,
     };
     platform::trim_heap();
-    let device = RunDevice::new(options.device);
+    let device = RunDevice::new(shared.as_ref(), options.record_device);
     work(plan, source, options, &staging, found.as_ref(), &device, &mut journal, &mut records, start)?;
-    finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start)
-        .map(|manifest| Outcome { manifest, resumed, was_complete: false, device_failure: device.failure() })
+    let manifest = finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start)?;
+    let device_failure = shared.as_ref().and_then(SharedDevice::failure);
+    Ok(Outcome { manifest, resumed, was_complete: false, device_failure })
+}
+
+/// What an unfinished run belongs to. Where calibration decides codes and scales, those of one device must not stand beside
+/// those of another; rounding to nearest gives the same bytes on all.
+fn journal_identity(plan: &Plan, source: &str, device: Option<&SharedDevice>) -> String {
+    match device.filter(|_| plan.solve.is_some()) {
+        Some(device) => format!("{source} on {}", device.name()),
+        None => source.to_owned(),
+    }
 }
 
 /// The recorded units whose bytes read back as recorded; the last record of a unit counts.

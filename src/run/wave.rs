@@ -1,19 +1,26 @@
 //! Does one wave: reads, hashes, encodes, measures, writes. The only place where workers share anything.
 
+mod whole;
+
 use std::{collections::BTreeMap, ops::Range};
 
 use rayon::prelude::*;
 
-use super::{RunError, device::RunDevice, journal::Record, staging::Staging};
+use super::{
+    RunError,
+    device::{Encoded, Job, RunDevice},
+    journal::Record,
+    staging::Staging,
+};
 use crate::{
     Result,
     checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite},
-    codec::{CodecError, MatrixParameters, RowSource},
+    codec::{CodecError, CodedMatrix, MatrixParameters, RowSource},
     evaluate::{ErrorSums, measure},
     layout::{Activations, Layout, LogicalCheckpoint, Piece},
     manifest::ContentHash,
-    passes::{MatrixEncoder, Settings},
-    plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit, stripe_rows},
+    passes::{Deviations, MatrixEncoder},
+    plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit},
     solve::{
         BORROWED, InputRange, Outcome,
         transforms::{TransformedRows, Turned},
@@ -51,6 +58,14 @@ enum Work<'a> {
     Decode {
         rows: Box<dyn RowSource + 'a>,
     },
+    /// Whole matrices, one after the other.
+    Whole {
+        rows: Box<dyn RowSource + 'a>,
+        /// As for [`Work::Encode`].
+        unclipped: Option<Box<dyn RowSource + 'a>>,
+        /// What calibration found, by expert.
+        solved: Vec<(CodedMatrix, Deviations)>,
+    },
     Encode {
         rows: Box<dyn RowSource + 'a>,
         /// What errors are measured against, where that is not `rows`: the same before clipping.
@@ -66,14 +81,17 @@ enum Task {
     Hash { slab: usize },
     /// Copy a chunk.
     Chunk { slab: usize, range: Range<u64> },
-    /// Encode or decode a stripe.
-    Stripe { slab: usize, first_row: usize, rows: usize },
+    /// Encode or decode stripes: these rows.
+    Stripes { slab: usize, first_row: usize, rows: usize },
 }
+
+/// Stripes of a task where a device encodes: enough that some are always on their way.
+const STRIPES_AT_ONCE: usize = 8;
 
 enum Done {
     Hash { slab: usize, inputs: Vec<blake3::Hasher> },
     Chunk,
-    Stripe { slab: usize, stripe: Stripe },
+    Stripes { slab: usize, stripes: Vec<Stripe> },
 }
 
 /// Lets the disk begin with what the next wave will read.
@@ -102,7 +120,7 @@ pub(super) fn run<'a>(
     for (unit, state) in begun {
         open.insert(unit, state?);
     }
-    let tasks = tasks(context, wave);
+    let tasks = tasks(context, wave, open);
     let done: Vec<Result<Done>> = tasks.par_iter().map(|task| perform(context, wave, open, task)).collect();
     let mut stripes: Vec<Vec<Piece>> = wave.iter().map(|_| Vec::new()).collect();
     for result in done {
@@ -113,15 +131,17 @@ pub(super) fn run<'a>(
                     state.inputs = inputs;
                 }
             }
-            Done::Stripe { slab, stripe } => {
-                if let Some(state) = open.get_mut(&wave[slab].unit) {
-                    state.sums.merge(&stripe.sums);
-                    state.on_device |= stripe.on_device;
-                    for (kind, count) in stripe.deviations {
-                        *state.deviations.entry(kind.to_owned()).or_default() += count;
+            Done::Stripes { slab, stripes: done } => {
+                for stripe in done {
+                    if let Some(state) = open.get_mut(&wave[slab].unit) {
+                        state.sums.merge(&stripe.sums);
+                        state.on_device |= stripe.on_device;
+                        for (kind, count) in stripe.deviations {
+                            *state.deviations.entry(kind.to_owned()).or_default() += count;
+                        }
                     }
+                    stripes[slab].extend(stripe.pieces);
                 }
-                stripes[slab].extend(stripe.pieces);
             }
         }
     }
@@ -161,22 +181,43 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
                 }
                 _ => (rows, None),
             };
+            if encode.matrix.is_whole() {
+                let solved = solved_matrices(context, unit, encode);
+                let work = Work::Whole { rows, unclipped, solved };
+                return Ok(UnitState::new(unit, work));
+            }
             let encoder = encoder(context, unit, encode);
             let parameters =
                 encoder.prepare(&Released(rows.as_ref())).map_err(|error| encoding_error(context, unit, error))?;
             Work::Encode { rows, unclipped, encoder, parameters }
         }
     };
-    Ok(UnitState {
-        inputs: unit.parts.iter().map(|_| blake3::Hasher::new()).collect(),
-        outputs: unit.outputs.iter().map(|_| blake3::Hasher::new()).collect(),
-        written: vec![0; unit.outputs.len()],
-        buffers: Vec::new(),
-        sums: ErrorSums::default(),
-        deviations: BTreeMap::new(),
-        on_device: false,
-        work,
-    })
+    Ok(UnitState::new(unit, work))
+}
+
+impl<'a> UnitState<'a> {
+    fn new(unit: &Unit, work: Work<'a>) -> Self {
+        Self {
+            inputs: unit.parts.iter().map(|_| blake3::Hasher::new()).collect(),
+            outputs: unit.outputs.iter().map(|_| blake3::Hasher::new()).collect(),
+            written: vec![0; unit.outputs.len()],
+            buffers: Vec::new(),
+            sums: ErrorSums::default(),
+            deviations: BTreeMap::new(),
+            on_device: false,
+            work,
+        }
+    }
+}
+
+/// What calibration found of a matrix that is encoded as a whole; empty where nothing had to be known.
+fn solved_matrices(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Vec<(CodedMatrix, Deviations)> {
+    let Some(found) = context.found.filter(|_| encode.settings.is_solved()) else { return Vec::new() };
+    let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
+    let experts = encode.matrix.experts.unwrap_or(1);
+    let codes = |expert| found.solutions.matrix(&unit.name, expert, &encode.choice.codec, rows, columns);
+    // Matrices outside of the blocks are not calibrated; the plan has named them.
+    (0..experts).map(codes).collect::<Option<Vec<_>>>().unwrap_or_default()
 }
 
 /// A dense tensor as calibration scaled it, in its stored order.
@@ -191,10 +232,9 @@ fn transformed<'a>(context: &Context<'a>, unit: &Unit) -> Result<Box<dyn RowSour
 
 /// The encoder of a unit: it hands out what calibration found, or rounds to nearest.
 fn encoder(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Box<dyn MatrixEncoder> {
-    let (codec, experts) = (&encode.choice.codec, encode.matrix.experts.unwrap_or(1));
-    let solved = matches!(encode.settings, Settings::Gptq(_)).then_some(context.found).flatten().and_then(|found| {
-        let rows = encode.matrix.rows / experts.max(1);
-        found.solutions.encoder(&unit.name, codec, experts, rows, encode.matrix.columns)
+    let (codec, experts) = (encode.matrix.scalar(), encode.matrix.experts.unwrap_or(1));
+    let solved = encode.settings.is_solved().then_some(context.found).flatten().and_then(|found| {
+        found.solutions.encoder(&unit.name, codec, experts, encode.matrix.expert_rows(), encode.matrix.columns)
     });
     match solved {
         Some(solved) => Box::new(solved),
@@ -221,7 +261,7 @@ impl RowSource for Released<'_> {
     }
 }
 
-fn tasks(context: &Context<'_>, wave: &[Slab]) -> Vec<Task> {
+fn tasks(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitState<'_>>) -> Vec<Task> {
     let mut tasks = Vec::new();
     for (index, slab) in wave.iter().enumerate() {
         let unit = &context.plan.units[slab.unit];
@@ -235,11 +275,18 @@ fn tasks(context: &Context<'_>, wave: &[Slab]) -> Vec<Task> {
             }
             continue;
         }
-        let columns = unit.columns();
+        let at_once = match open.get(&slab.unit).map(|state| &state.work) {
+            Some(Work::Encode { encoder, .. }) if context.device.takes(encoder.as_ref()) => {
+                // Every worker has some.
+                let stripes = (slab.range.end - slab.range.start) as usize / unit.stripe_rows();
+                (stripes / rayon::current_num_threads().max(1)).clamp(1, STRIPES_AT_ONCE)
+            }
+            _ => 1,
+        };
         let (mut at, end) = (slab.range.start as usize, slab.range.end as usize);
         while at < end {
-            let rows = stripe_rows(columns).min(end - at);
-            tasks.push(Task::Stripe { slab: index, first_row: at, rows });
+            let rows = (at_once * unit.stripe_rows()).min(end - at);
+            tasks.push(Task::Stripes { slab: index, first_row: at, rows });
             at += rows;
         }
     }
@@ -247,31 +294,36 @@ fn tasks(context: &Context<'_>, wave: &[Slab]) -> Vec<Task> {
 }
 
 fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitState<'_>>, task: &Task) -> Result<Done> {
-    let (Task::Hash { slab } | Task::Chunk { slab, .. } | Task::Stripe { slab, .. }) = task;
+    let (Task::Hash { slab } | Task::Chunk { slab, .. } | Task::Stripes { slab, .. }) = task;
     let unit = &context.plan.units[wave[*slab].unit];
     let state = &open[&wave[*slab].unit];
     match task {
         Task::Hash { slab } => Ok(Done::Hash { slab: *slab, inputs: hash_inputs(context, unit, &wave[*slab], state) }),
         Task::Chunk { range, .. } => copy_chunk(context, unit, range).map(|()| Done::Chunk),
-        Task::Stripe { slab, first_row, rows } => match &state.work {
+        Task::Stripes { slab, first_row, rows } => match &state.work {
             Work::Encode { rows: source, unclipped, encoder, parameters } => {
                 let exact = unclipped.as_deref().unwrap_or(source.as_ref());
                 let Action::Encode(encode) = &unit.action else { unreachable!("begun as an encoding") };
-                encode_stripe(
-                    context,
-                    unit,
-                    encode,
-                    source.as_ref(),
-                    exact,
-                    encoder.as_ref(),
-                    parameters,
-                    *first_row,
-                    *rows,
-                )
-                .map(|stripe| Done::Stripe { slab: *slab, stripe })
+                let job = Job { encoder: encoder.as_ref(), source: source.as_ref(), parameters };
+                let step = unit.stripe_rows();
+                let end = first_row + rows;
+                let ranges = (*first_row..end).step_by(step).map(|first| (first, step.min(end - first)));
+                let mut stripes = Vec::new();
+                context.device.encode(job, ranges, |_, _, encoded| {
+                    let encoded = encoded.map_err(|error| encoding_error(context, unit, error))?;
+                    stripes.push(finish_stripe(context, unit, encode, exact, parameters, encoded)?);
+                    Ok::<_, crate::Error>(())
+                })?;
+                Ok(Done::Stripes { slab: *slab, stripes })
+            }
+            Work::Whole { rows: source, unclipped, solved } => {
+                let exact = unclipped.as_deref().unwrap_or(source.as_ref());
+                let Action::Encode(encode) = &unit.action else { unreachable!("begun as an encoding") };
+                whole::encode(context, unit, encode, source.as_ref(), exact, solved, *first_row)
+                    .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] })
             }
             Work::Decode { rows: source } => decode_stripe(unit, source.as_ref(), *first_row, *rows)
-                .map(|stripe| Done::Stripe { slab: *slab, stripe }),
+                .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
             Work::Copy => unreachable!("copies have chunks"),
         },
     }
@@ -357,32 +409,20 @@ struct Stripe {
     on_device: bool,
 }
 
-#[expect(clippy::too_many_arguments, reason = "everything one stripe needs, from four owners")]
-fn encode_stripe(
+/// Measures and packs what a stripe became.
+fn finish_stripe(
     context: &Context<'_>,
     unit: &Unit,
     encode: &Encode,
-    source: &dyn RowSource,
     exact: &dyn RowSource,
-    encoder: &dyn MatrixEncoder,
     parameters: &MatrixParameters,
-    first_row: usize,
-    rows: usize,
+    Encoded { stripe: mut coded, on_device }: Encoded,
 ) -> Result<Stripe> {
-    let (mut coded, on_device) = context
-        .device
-        .encode(encoder, source, parameters, first_row, rows)
-        .map_err(|error| encoding_error(context, unit, error))?;
-    if context.deny_fallbacks
-        && let Some((kind, count)) = coded.deviations.iter().next()
-    {
-        let (tensor, kind, count) = (unit.name.clone(), (*kind).to_owned(), *count);
-        return Err(RunError::FallbackDenied { tensor, kind, count }.into());
-    }
-    let sums = measure(exact, &coded.rows, &encode.matrix.codec, parameters)
+    refuse_denied(context, unit, &coded.deviations)?;
+    let sums = measure(exact, &coded.rows, encode.matrix.scalar(), parameters)
         .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
     let mut pieces = context.layout.pack(&encode.matrix, &coded.rows);
-    if first_row == 0 {
+    if coded.rows.first_row == 0 {
         pieces.extend(context.layout.pack_parameters(&encode.matrix, parameters));
         if encode.choice.activations == Activations::Static {
             let range = input_range(context, unit)?;
@@ -393,6 +433,16 @@ fn encode_stripe(
         }
     }
     Ok(Stripe { pieces, sums, deviations: coded.deviations, on_device })
+}
+
+fn refuse_denied(context: &Context<'_>, unit: &Unit, deviations: &Deviations) -> Result<()> {
+    match deviations.iter().next() {
+        Some((kind, count)) if context.deny_fallbacks => {
+            let (tensor, kind, count) = (unit.name.clone(), (*kind).to_owned(), *count);
+            Err(RunError::FallbackDenied { tensor, kind, count }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange> {

@@ -60,7 +60,7 @@ pub fn coverage(job: &Job<'_>, limits: &Limits) -> Result<Vec<Coverage>> {
         }
         (job.progress)(index, last + 1, "coverage");
         let tokens = Mutex::new(vec![0; spec.experts.as_ref().map_or(0, |experts| experts.outputs.len())]);
-        model.advance_watching(index, job.source, &store, limits, &|state| {
+        model.advance_watching(job.device, index, job.source, &store, limits, &|state| {
             Routing::count(state, &mut tokens.lock().unwrap_or_else(PoisonError::into_inner));
         })?;
         found.extend(Coverage::of(spec, tokens.into_inner().unwrap_or_else(PoisonError::into_inner)));

@@ -7,17 +7,17 @@ use std::{
 };
 
 use super::{
-    Coverage, Head, Identity, Key, Moments, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
+    Coverage, Head, Identity, Key, Moments, Note, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
     gather,
-    matrices::{Factors, nearest, solve_linear},
+    matrices::{Factors, solve_linear},
     streams::{Both, Pending, Stream, open_states, resumable, states_path},
     transforms::{Transformed, Transforms},
 };
 use crate::{
     Result,
+    compute::SharedDevice,
     forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Store, WeightSource},
     layout::LogicalCheckpoint,
-    passes::Settings,
     plan::{Action, Encode, Plan},
 };
 
@@ -35,6 +35,8 @@ pub struct Job<'a> {
     pub folder: PathBuf,
     /// Identity of the source's files.
     pub identity: &'a str,
+    /// What computes beside the processor: the forward pass, moments, and most of the solving.
+    pub device: Option<&'a SharedDevice>,
     /// Treat a deviation as an error.
     pub deny_fallbacks: bool,
     /// Set from outside to stop.
@@ -61,6 +63,7 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
         plan: "calibrate".into(),
         source: job.identity.to_owned(),
         tokens: job.solve.tokens.hash.to_string(),
+        device: job.device.map(SharedDevice::name),
     };
     let mut solve_worker = Worker::new(job, Solutions::open(&job.folder, &head)?, BTreeMap::new(), 0, None)?;
     let tokens = solve_worker.tokens();
@@ -68,7 +71,7 @@ pub fn calibrate(job: &Job<'_>, out: &Path) -> Result<Vec<Coverage>> {
     let blocks = &job.solve.model.blocks;
     let per_block: Vec<Vec<gather::Input>> =
         blocks.iter().map(|spec| gather::inputs(spec, tokens, &|_, _, _| Some(wanted))).collect();
-    let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration);
+    let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration, job.device);
     // Its suffix is what the reader of coverage takes for safetensors.
     let temporary = out.with_extension("unfinished.safetensors");
     let writer = Writer::create(&temporary, &per_block.concat(), Some(&identity))?;
@@ -103,6 +106,8 @@ pub(super) struct Worker<'a> {
     pub(super) saved: Option<Statistics>,
     /// Statistics of the block in hand.
     gathered: Option<Statistics>,
+    /// What a device did for them, by stage.
+    pub(super) notes: BTreeMap<usize, Note>,
 }
 
 /// Finds everything, or takes up what an earlier run found.
@@ -115,13 +120,15 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
         plan: job.plan.digest.clone(),
         source: job.identity.to_owned(),
         tokens: job.solve.tokens.hash.to_string(),
+        device: job.device.map(SharedDevice::name),
     };
     let solutions = Solutions::open(&job.folder, &head)?;
     let blocks = job.solve.model.blocks.len();
     let first = resumable(job, &solutions);
     let saved = match &job.solve.calibration.statistics {
         Some(path) => {
-            Some(Statistics::open_for(path, &Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration))?)
+            let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration, job.device);
+            Some(Statistics::open_for(path, &identity)?)
         }
         None => None,
     };
@@ -184,7 +191,7 @@ impl<'a> Worker<'a> {
         let dense = if job.solve.both_streams { Some(stream("dense")?) } else { None };
         let main = stream("main")?;
         let transforms = Transforms::default();
-        Ok(Self { job, solutions, transforms, encodes, main, dense, saved, gathered: None })
+        Ok(Self { job, solutions, transforms, encodes, main, dense, saved, gathered: None, notes: BTreeMap::new() })
     }
 
     /// Tokens of a sequence.
@@ -243,7 +250,8 @@ impl<'a> Worker<'a> {
                 pending = Some(Pending { stage, dense: Vec::new(), compressed: Vec::new() });
                 continue;
             }
-            let moments = self.gather(&block, stage, pending.take().as_ref())?;
+            let (moments, note) = self.gather(&block, stage, pending.take().as_ref())?;
+            self.note_inputs(&description.linears, &note)?;
             self.keep_ranges(&description.linears, &moments)?;
             self.borrow_alone(&description.linears)?;
             pending = Some(self.solve_stage(stage, source, &description.linears, &moments)?);
@@ -260,6 +268,7 @@ impl<'a> Worker<'a> {
     /// last stage, not yet applied.
     fn gather_statistics(&mut self, spec: &BlockSpec) -> Result<Option<Pending>> {
         self.gathered = None;
+        self.notes.clear();
         let original = !self.job.solve.compressed;
         if self.saved.is_some() || (self.job.solve.transforms.is_empty() && !original) {
             return Ok(None);
@@ -315,14 +324,16 @@ impl<'a> Worker<'a> {
         if let Some(scales) = linears.first().and_then(|linear| self.transforms.columns(linear)) {
             moments.divide(scales);
         }
+        let note = self.noted(key.stage);
+        self.note_inputs(linears, &note)?;
         self.keep_ranges(linears, &moments)?;
         if key.expert.is_none() {
             self.borrow_alone(linears)?;
         }
-        let mut factors = Factors::default();
+        let mut factors = Factors::on(self.job.device);
         for linear in linears {
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
-            if matches!(encode.settings, Settings::Gptq(_)) {
+            if encode.settings.is_solved() {
                 let weights = linear.read_weight(source)?;
                 let deny = self.job.deny_fallbacks;
                 solve_linear(&mut self.solutions, encode, linear, &weights, &moments, &mut factors, deny)?;
@@ -333,9 +344,9 @@ impl<'a> Worker<'a> {
 
     /// Whether a stage has a linear that is solved with second moments.
     pub(super) fn is_solved(&self, linears: &[LinearSpec]) -> bool {
-        linears.iter().any(|linear| {
-            self.encodes.get(linear.weight.as_str()).is_some_and(|encode| matches!(encode.settings, Settings::Gptq(_)))
-        })
+        linears
+            .iter()
+            .any(|linear| self.encodes.get(linear.weight.as_str()).is_some_and(|encode| encode.settings.is_solved()))
     }
 
     fn solve_stage(
@@ -347,25 +358,16 @@ impl<'a> Worker<'a> {
     ) -> Result<Pending> {
         let job = self.job;
         let mut pending = Pending { stage, dense: Vec::new(), compressed: Vec::new() };
-        let mut factors = Factors::default();
+        let mut factors = Factors::on(job.device);
         let dense_runs = job.solve.both_streams || !job.solve.compressed;
         for linear in linears {
             let original = self.solutions.clock.time(Part::Weights, || linear.read(source))?;
             let stored = match self.encodes.get(linear.weight.as_str()) {
                 Some(encode) => {
                     let encode: &Encode = encode;
-                    let weight = match &encode.settings {
-                        Settings::Gptq(_) => solve_linear(
-                            &mut self.solutions,
-                            encode,
-                            linear,
-                            &original.weight,
-                            moments,
-                            &mut factors,
-                            job.deny_fallbacks,
-                        )?,
-                        _ => nearest(encode, &linear.weight, &original.weight)?.3,
-                    };
+                    let (weights, deny) = (&original.weight, job.deny_fallbacks);
+                    let weight =
+                        solve_linear(&mut self.solutions, encode, linear, weights, moments, &mut factors, deny)?;
                     Some(Linear { weight, bias: original.bias.clone(), input: self.rounding(encode, &linear.weight) })
                 }
                 None => None,

@@ -3,13 +3,12 @@
 use super::{
     Moments, Wanted,
     driver::Worker,
-    matrices::{Factors, nearest, solve_linear},
+    matrices::{Factors, solve_linear},
     streams::divided,
 };
 use crate::{
     Result,
     forward::{BlockSpec, Expert, Linear, LinearSpec, Matrix, Routing, WeightSource},
-    passes::Settings,
     plan::Encode,
 };
 
@@ -69,7 +68,7 @@ impl Worker<'_> {
             )?;
             for member in &mut members {
                 member.inputs.finish();
-                let mut factors = Factors::default();
+                let mut factors = Factors::on(job.device);
                 let specs = &experts.inputs[member.index];
                 self.keep_ranges(specs, &member.inputs)?;
                 for (linear, spec) in member.stored.inputs.iter_mut().zip(specs) {
@@ -89,7 +88,7 @@ impl Worker<'_> {
             )?;
             for member in &mut members {
                 member.hidden.finish();
-                let mut factors = Factors::default();
+                let mut factors = Factors::on(job.device);
                 let spec = &experts.outputs[member.index];
                 self.keep_ranges(std::slice::from_ref(spec), &member.hidden)?;
                 self.store(&mut member.stored.output, spec, &member.hidden, &mut factors)?;
@@ -105,23 +104,13 @@ impl Worker<'_> {
         linear: &mut Linear,
         spec: &LinearSpec,
         moments: &Moments,
-        factors: &mut Factors,
+        factors: &mut Factors<'_>,
     ) -> Result<()> {
         let Some(encode) = self.encodes.get(spec.weight.as_str()) else { return Ok(()) };
         let encode: &Encode = encode;
         linear.input = self.rounding(encode, &spec.weight);
-        linear.weight = match &encode.settings {
-            Settings::Gptq(_) => solve_linear(
-                &mut self.solutions,
-                encode,
-                spec,
-                &linear.weight,
-                moments,
-                factors,
-                self.job.deny_fallbacks,
-            )?,
-            _ => nearest(encode, &spec.weight, &linear.weight)?.3,
-        };
+        let deny = self.job.deny_fallbacks;
+        linear.weight = solve_linear(&mut self.solutions, encode, spec, &linear.weight, moments, factors, deny)?;
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! Chooses the scales of a block's folds from the original model's activations.
 
+use std::collections::BTreeSet;
+
 use super::{
     Moments, SolveFailure, TransformRule, Wanted,
     driver::Worker,
@@ -7,7 +9,7 @@ use super::{
     gather::{Input, inputs},
     inputs::input_format,
     matrices::nearest,
-    record::{Line, transforms_file},
+    record::{Line, Note, Step, transforms_file},
     statistics::Key,
     transforms::{Transformed, Values},
 };
@@ -46,7 +48,7 @@ impl TransformRule {
             Settings::SmoothQuant(settings) => &settings.folds,
             Settings::SmoothQuantPlus(settings) => &settings.folds,
             Settings::Awq(settings) => &settings.folds,
-            Settings::Rtn(_) | Settings::Gptq(_) => return false,
+            _ => return false,
         };
         kinds.contains(&fold.kind) && fold.consumers.iter().all(|linear| self.linears.contains(&linear.weight))
     }
@@ -66,7 +68,13 @@ impl Worker<'_> {
         if let Some(lists) = self.solutions.transforms.get(&index).and_then(|hash| self.solutions.lists(&file, *hash)) {
             return self.take_transforms(lists);
         }
+        let before: BTreeSet<String> = self.transforms.tensors.keys().cloned().collect();
         self.find_transforms(spec, index)?;
+        let note = (0..spec.stages.len()).fold(Note::default(), |all, stage| all.and(&self.noted(stage)));
+        let new: Vec<String> = self.transforms.tensors.keys().filter(|name| !before.contains(*name)).cloned().collect();
+        for name in new {
+            self.solutions.note(&name, Step::Scales, &note)?;
+        }
         let lists: Vec<(String, Vec<f64>)> = self
             .transforms
             .to_tensors()
@@ -156,7 +164,7 @@ impl Worker<'_> {
                 Settings::SmoothQuant(settings) => {
                     wanted.sample |= used && settings.strength == smoothquant::Strength::Search;
                 }
-                Settings::Rtn(_) | Settings::Gptq(_) => {}
+                _ => {}
             }
         }
         any.then_some(wanted)
@@ -220,7 +228,7 @@ impl Worker<'_> {
                 }
             }
             Settings::Awq(settings) => awq::scales(statistics, &consumers, sharing, settings.grid).scales,
-            Settings::Rtn(_) | Settings::Gptq(_) => vec![1.0; fold.channels],
+            _ => vec![1.0; fold.channels],
         })
     }
 
@@ -236,8 +244,9 @@ impl Worker<'_> {
                 continue;
             }
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
-            let integer = matches!(encode.choice.codec.element, Element::Integer { .. });
-            let by_row = matches!(encode.choice.codec.granularity, Granularity::Group(_) | Granularity::Channel);
+            let Some(codec) = encode.choice.codec.scalar() else { continue };
+            let integer = matches!(codec.element, Element::Integer { .. });
+            let by_row = matches!(codec.granularity, Granularity::Group(_) | Granularity::Channel);
             // GPTQ chooses its scales itself.
             if !integer || !by_row || !matches!(encode.settings, Settings::Rtn(_)) {
                 continue;
@@ -266,7 +275,7 @@ fn is_query_or_key(weight: &str) -> bool {
 
 /// The columns that share a scale.
 fn group(encode: &Encode) -> Option<usize> {
-    match encode.choice.codec.granularity {
+    match encode.choice.codec.scalar()?.granularity {
         Granularity::Group(size) => Some(size),
         _ => None,
     }
@@ -282,7 +291,7 @@ pub(super) fn quantizer(encode: Option<&Encode>, columns: usize) -> Box<Quantize
         Some(encode) => Box::new(move |weights, rows| {
             let matrix = Matrix { rows, columns, values: weights.to_vec() };
             match nearest(encode, "", &matrix) {
-                Ok((.., decoded)) => decoded.values,
+                Ok(stored) => stored.decoded.values,
                 Err(SolveFailure::Codec { .. } | _) => matrix.values,
             }
         }),

@@ -3,6 +3,7 @@
 use super::{
     Moments, Part, Wanted,
     driver::Worker,
+    on_device::{self, Progress, Streams},
     statistics::{Key, Writer},
     streams::{Pending, Stream},
 };
@@ -71,11 +72,22 @@ impl Worker<'_> {
             let input = |state: &State| {
                 wanted.map(|_| if is_experts { state.carried[0].clone() } else { block.input(stage, state) })
             };
-            self.original_pass(&block, stage, pending.take().as_ref(), input, |x| {
-                if let Some(moments) = &mut moments {
-                    moments.add(x, None);
-                }
-            })?;
+            let taken = pending.take();
+            let on_device = if is_experts {
+                Progress::default()
+            } else {
+                self.original_on_device(&block, stage, taken.as_ref(), moments.as_mut())?
+            };
+            if !on_device.complete {
+                let (states, gathered) = (on_device.states, on_device.moments);
+                self.original_pass(&block, stage, taken.as_ref(), states, input, |batch, x| {
+                    if let Some(moments) = moments.as_mut().filter(|_| batch >= gathered) {
+                        moments.add(x, None);
+                    }
+                })?;
+            }
+            self.deny(&description.linears, &on_device.note)?;
+            self.notes.insert(stage, on_device.note);
             if let (Some(mut moments), Some((key, ..))) = (moments, wanted) {
                 moments.finish();
                 writer.write(*key, &moments)?;
@@ -143,21 +155,39 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// The same on the device, if there is one.
+    fn original_on_device(
+        &mut self,
+        block: &Block<'_>,
+        stage: usize,
+        pending: Option<&Pending>,
+        moments: Option<&mut Moments>,
+    ) -> Result<Progress> {
+        let Some(shared) = self.job.device else { return Ok(Progress::default()) };
+        let batches = self.batches();
+        let (stream, clock) = self.original_and_clock();
+        let pending = pending.map(|pending| (pending.stage, &pending.dense[..]));
+        let streams = Streams { main: (stream, block, pending), dense: None, scales: None };
+        on_device::pass(shared, clock, &streams, stage, batches, moments)
+    }
+
     /// One pass of the original model over all states, within the block in hand. What `input` takes of a state goes to
-    /// `add`, in the order of batches.
+    /// `add`, in the order of batches. The first `done` batches are behind the pending stage already.
     fn original_pass(
         &mut self,
         block: &Block<'_>,
         stage: usize,
         pending: Option<&Pending>,
+        done: usize,
         input: impl Fn(&State) -> Option<Matrix> + Sync,
-        mut add: impl FnMut(&Matrix),
+        mut add: impl FnMut(usize, &Matrix),
     ) -> Result<()> {
         let batches = self.batches();
         let (stream, clock) = self.original_and_clock();
         let stream: &Stream = stream;
         let produce = |batch: usize| -> Result<Option<Matrix>> {
             let mut state = if stage == 0 { stream.current.read(batch)? } else { stream.working.read(batch)? };
+            let pending = pending.filter(|_| batch >= done);
             if let Some(pending) = pending {
                 block.apply(pending.stage, &mut state, &pending.dense)?;
             }
@@ -169,8 +199,10 @@ impl Worker<'_> {
         for first in (0..batches).step_by(2) {
             let second = || if first + 1 < batches { produce(first + 1) } else { Ok(None) };
             let produced = clock.time(Part::Forward, || rayon::join(|| produce(first), second));
-            for x in [produced.0?, produced.1?].into_iter().flatten() {
-                clock.time(Part::Moments, || add(&x));
+            for (batch, x) in [(first, produced.0?), (first + 1, produced.1?)] {
+                if let Some(x) = x {
+                    clock.time(Part::Moments, || add(batch, &x));
+                }
             }
         }
         Ok(())

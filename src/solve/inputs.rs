@@ -9,7 +9,6 @@ use crate::{
     codec::Element,
     forward::{ExpertsSpec, InputFormat, LinearSpec},
     layout::Activations,
-    passes::Settings,
     plan::Encode,
 };
 
@@ -34,7 +33,8 @@ pub struct InputRange {
 /// [`InputFormat::for_largest`].
 #[must_use]
 pub fn input_format(encode: &Encode) -> InputFormat {
-    match (encode.choice.activations, encode.choice.codec.element) {
+    let Some(codec) = encode.choice.codec.scalar() else { return InputFormat::Exact };
+    match (encode.choice.activations, codec.element) {
         (Activations::Dynamic, Element::Integer { .. }) => InputFormat::Int8PerToken,
         (Activations::Dynamic, Element::Fp8E4M3) => InputFormat::Fp8PerToken,
         (Activations::Static, Element::Integer { .. }) => InputFormat::Int8Static(1.0),
@@ -48,7 +48,7 @@ pub fn input_format(encode: &Encode) -> InputFormat {
 fn stored_scale(encode: &Encode, largest: f32) -> f32 {
     match input_format(encode).for_largest(largest) {
         InputFormat::Int8Static(scale) | InputFormat::Fp8Static(scale) if largest > 0.0 => {
-            encode.choice.codec.scale.round(scale).value
+            encode.choice.codec.scalar().map_or(scale, |codec| codec.scale.round(scale).value)
         }
         _ => 1.0,
     }
@@ -71,7 +71,7 @@ impl<'a> Worker<'a> {
             let range =
                 self.static_encode(linear).is_none() || self.solutions.inputs.contains_key(linear.weight.as_str());
             let codes = match self.encodes.get(linear.weight.as_str()) {
-                Some(encode) if matches!(encode.settings, Settings::Gptq(_)) => {
+                Some(encode) if encode.settings.is_solved() => {
                     self.solutions.solved(&linear.weight, linear.expert.unwrap_or(0)).is_some()
                 }
                 _ => true,

@@ -2,15 +2,18 @@
 
 use crate::{
     Result,
-    codec::{CodecError, CodedRows, MatrixParameters, RowSource},
+    codec::{CodecError, CodedMatrix, Coding, Rotations, RowSource, Whole},
+    compute::{DEVICE_FAILED, SharedDevice},
     forward::{LinearSpec, Matrix},
     passes::{
-        Deviations, Settings,
+        Deviations, Factoring, Settings,
         gptq::{self, Factor, SolveOptions},
+        pvq,
         rtn::grid::Grid,
+        vptq,
     },
     plan::Encode,
-    solve::{Moments, Part, Solutions, SolveFailure, Solved},
+    solve::{Moments, Note, Part, Solutions, SolveFailure, Solved, on_device, record::Step},
 };
 
 /// A matrix in memory as the source of its own rows.
@@ -32,42 +35,109 @@ impl RowSource for Rows<'_> {
     }
 }
 
-/// What rounding to nearest makes of a matrix.
-pub fn nearest(
-    encode: &Encode,
-    tensor: &str,
-    weights: &Matrix,
-) -> std::result::Result<(CodedRows, MatrixParameters, Deviations, Matrix), SolveFailure> {
-    let failed = |source| SolveFailure::Codec { tensor: tensor.to_owned(), source };
-    let encoder = encode.settings.encoder(&encode.pass_matrix, &encode.choice);
-    let rows = Rows(weights);
-    let parameters = encoder.prepare(&rows).map_err(failed)?;
-    let coded = encoder.encode(&rows, &parameters, 0, weights.rows).map_err(failed)?;
-    let mut values = vec![0.0; weights.values.len()];
-    encode.choice.codec.dequantize_rows(&coded.rows, &parameters, &mut values).map_err(failed)?;
-    let decoded = Matrix { rows: weights.rows, columns: weights.columns, values };
-    Ok((coded.rows, parameters, coded.deviations, decoded))
+/// A matrix in codes, what deviated, and the weights that the codes stand for.
+pub struct Stored {
+    /// The codes.
+    pub coded: CodedMatrix,
+    /// What deviated from what was asked.
+    pub deviations: Deviations,
+    /// The weights, not rotated.
+    pub decoded: Matrix,
 }
 
-/// The factors of one input, one for each way of factoring that its linears ask for.
-#[derive(Default)]
-pub struct Factors(Vec<((u64, gptq::Order), Factor)>);
+/// The weights as they are encoded: rotated where the matrix is stored rotated.
+fn rotated(encode: &Encode, weights: &Matrix) -> Matrix {
+    let mut rotated = weights.clone();
+    if let Some(rotations) = &encode.choice.rotations {
+        rotations.apply(&mut rotated.values, weights.rows, weights.columns);
+    }
+    rotated
+}
 
-impl Factors {
-    fn of(
-        &mut self,
-        moments: &Moments,
-        options: &SolveOptions,
-        tensor: &str,
-    ) -> std::result::Result<&Factor, SolveFailure> {
-        let key = (options.damping.to_bits(), options.order);
-        if let Some(at) = self.0.iter().position(|(known, _)| *known == key) {
-            return Ok(&self.0[at].1);
+/// The weights that codes stand for.
+///
+/// # Errors
+/// [`CodecError`] when codes and format do not go together.
+pub fn decoded(
+    encode: &Encode,
+    coded: &CodedMatrix,
+    rows: usize,
+    columns: usize,
+) -> std::result::Result<Matrix, CodecError> {
+    let mut values = coded.decode(&encode.choice.codec, rows, columns)?;
+    if let Some(rotations) = &encode.choice.rotations {
+        rotations.undo(&mut values, rows, columns);
+    }
+    Ok(Matrix { rows, columns, values })
+}
+
+/// What rounding to nearest makes of a matrix.
+///
+/// # Errors
+/// [`SolveFailure::Codec`] when the weights cannot be encoded.
+pub fn nearest(encode: &Encode, tensor: &str, weights: &Matrix) -> std::result::Result<Stored, SolveFailure> {
+    let failed = |source| SolveFailure::Codec { tensor: tensor.to_owned(), source };
+    let turned = rotated(encode, weights);
+    let (coded, deviations) = match &encode.choice.codec {
+        Coding::Scalar(_) => {
+            let encoder = encode.settings.encoder(&encode.pass_matrix, &encode.choice);
+            let rows = Rows(&turned);
+            let parameters = encoder.prepare(&rows).map_err(failed)?;
+            let stripe = encoder.encode(&rows, &parameters, 0, weights.rows).map_err(failed)?;
+            (CodedMatrix::Scalar { rows: stripe.rows, parameters }, stripe.deviations)
         }
-        let factor = Factor::new(&view(moments), options)
-            .map_err(|source| SolveFailure::Matrix { tensor: tensor.to_owned(), source })?;
-        self.0.push((key, factor));
-        Ok(&self.0[self.0.len() - 1].1)
+        Coding::Whole(whole) => {
+            let (stored, deviations) = encode.settings.encode_whole(whole, tensor, &turned).map_err(failed)?;
+            (CodedMatrix::Whole(stored), deviations)
+        }
+    };
+    let decoded = decoded(encode, &coded, weights.rows, weights.columns).map_err(failed)?;
+    Ok(Stored { coded, deviations, decoded })
+}
+
+/// What makes two factors of one input differ: damping, order, rotation.
+type Way = (u64, gptq::Order, Option<Rotations>);
+
+/// The factors of one input, one for each way of factoring that its linears ask for; and what is solved with them where.
+#[derive(Default)]
+pub struct Factors<'d> {
+    known: Vec<(Way, Factor)>,
+    rotated: Vec<(Rotations, Moments)>,
+    device: Option<&'d SharedDevice>,
+}
+
+impl<'d> Factors<'d> {
+    /// None yet; matrices are solved on this device as far as that works.
+    pub fn on(device: Option<&'d SharedDevice>) -> Self {
+        Self { device, ..Self::default() }
+    }
+
+    fn of<'a>(
+        &'a mut self,
+        moments: &'a Moments,
+        factoring: Factoring,
+        rotations: Option<Rotations>,
+        tensor: &str,
+    ) -> std::result::Result<(&'a Factor, &'a Moments), SolveFailure> {
+        // Outputs have no part in what is known of inputs.
+        let rotations = rotations.filter(|rotations| rotations.inputs).map(|it| Rotations { outputs: false, ..it });
+        if let Some(rotations) = rotations
+            && !self.rotated.iter().any(|(known, _)| *known == rotations)
+        {
+            self.rotated.push((rotations, moments.rotated(&rotations)));
+        }
+        let key = (factoring.damping.to_bits(), factoring.order, rotations);
+        let found = rotations.and_then(|rotations| self.rotated.iter().find(|(known, _)| *known == rotations));
+        let moments = found.map_or(moments, |(_, moments)| moments);
+        if !self.known.iter().any(|(known, _)| *known == key) {
+            let options =
+                SolveOptions { damping: factoring.damping, order: factoring.order, ..SolveOptions::default() };
+            let factor = Factor::new(&view(moments), &options)
+                .map_err(|source| SolveFailure::Matrix { tensor: tensor.to_owned(), source })?;
+            self.known.push((key, factor));
+        }
+        let at = self.known.iter().position(|(known, _)| *known == key).unwrap_or_default();
+        Ok((&self.known[at].1, moments))
     }
 }
 
@@ -82,40 +152,37 @@ pub fn fewest_tokens(columns: usize) -> u64 {
     (columns as u64 / 16).max(16)
 }
 
-/// Finds and keeps the codes of one linear; gives what they decode to. Takes over what was kept before.
+/// Finds and keeps the codes of one linear where its encoding needs to know its input, else rounds to nearest; gives
+/// what the codes stand for. Takes over what was kept before.
 pub fn solve_linear(
     solutions: &mut Solutions,
     encode: &Encode,
     linear: &LinearSpec,
     weights: &Matrix,
     moments: &Moments,
-    factors: &mut Factors,
+    factors: &mut Factors<'_>,
     deny: bool,
 ) -> Result<Matrix> {
-    let Settings::Gptq(settings) = &encode.settings else {
-        return Ok(nearest(encode, &linear.weight, weights)?.3);
-    };
+    let name = &linear.weight;
+    let Some(factoring) = encode.settings.factoring() else { return Ok(nearest(encode, name, weights)?.decoded) };
     let expert = linear.expert.unwrap_or(0);
-    let codec = &encode.choice.codec;
-    if let Some((coded, parameters, _)) = solutions.matrix(&linear.weight, expert, codec, weights.rows, weights.columns)
-    {
-        let mut values = vec![0.0; weights.values.len()];
-        codec
-            .dequantize_rows(&coded, &parameters, &mut values)
-            .map_err(|source| SolveFailure::Codec { tensor: linear.weight.clone(), source })?;
-        return Ok(Matrix { rows: weights.rows, columns: weights.columns, values });
+    let coding = &encode.choice.codec;
+    let Matrix { rows, columns, .. } = *weights;
+    let codec_error = |source| SolveFailure::Codec { tensor: name.clone(), source };
+    if let Some((coded, _)) = solutions.matrix(name, expert, coding, rows, columns) {
+        return Ok(decoded(encode, &coded, rows, columns).map_err(codec_error)?);
     }
     let denied = |deviations: &Deviations| -> std::result::Result<(), SolveFailure> {
         match deviations.iter().next() {
             Some((kind, count)) if deny => {
-                Err(SolveFailure::Denied { tensor: linear.weight.clone(), kind: (*kind).to_owned(), count: *count })
+                Err(SolveFailure::Denied { tensor: name.clone(), kind: (*kind).to_owned(), count: *count })
             }
             _ => Ok(()),
         }
     };
-    if moments.count < fewest_tokens(weights.columns) {
-        let (coded, parameters, mut deviations, decoded) = nearest(encode, &linear.weight, weights)?;
-        let kind = match (moments.count, linear.expert.is_some() || linear.weight.contains(".experts.")) {
+    if moments.count < fewest_tokens(columns) {
+        let Stored { coded, mut deviations, decoded } = nearest(encode, name, weights)?;
+        let kind = match (moments.count, linear.expert.is_some() || name.contains(".experts.")) {
             (0, _) => "no-statistics",
             (_, true) => "starved-expert",
             (_, false) => "few-tokens",
@@ -123,28 +190,74 @@ pub fn solve_linear(
         deviations.insert(kind, 1);
         denied(&deviations)?;
         let solved = Solved { tokens: moments.count, ..Solved::default() };
-        solutions.keep(&linear.weight, linear.expert, codec, &coded, &parameters, solved, &deviations)?;
+        solutions.keep(name, linear.expert, coding, &coded, solved, &deviations)?;
         return Ok(decoded);
     }
-    let factor = solutions.clock.time(Part::Factor, || factors.of(moments, &settings.solve, &linear.weight))?;
-    let grid = Grid::new(codec, encode.pass_matrix.dense_dtype, encode.pass_matrix.minimum_zero_point);
-    let problem = gptq::Linear { weights: &weights.values, rows: weights.rows, codec, grid: &grid };
-    let residual = (moments.residual.len() == weights.values.len()).then_some(&moments.residual[..]);
-    let solution = solutions
-        .clock
-        .time(Part::Solve, || gptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve))
-        .map_err(|source| SolveFailure::Matrix { tensor: linear.weight.clone(), source })?;
-    let deviations = solution.report.deviations.clone();
+    let (rotations, device) = (encode.choice.rotations, factors.device);
+    let (factor, turned) = solutions.clock.time(Part::Factor, || factors.of(moments, factoring, rotations, name))?;
+    let (coded, report, note) =
+        solutions.clock.time(Part::Solve, || solve_known(encode, name, weights, factor, turned, device))?;
+    if deny && note.failures > 0 {
+        denied(&[(DEVICE_FAILED, note.failures)].into())?;
+    }
+    solutions.note(name, Step::Codes, &note)?;
+    let deviations = report.deviations.clone();
     denied(&deviations)?;
     let per_token = moments.count.max(1) as f64;
     let solved = Solved {
         tokens: moments.count,
-        loss_nearest: solution.report.loss_nearest / per_token,
-        loss_sweep: solution.report.loss_sweep.map(|loss| loss / per_token),
-        loss: solution.report.loss_refined / per_token,
+        loss_nearest: report.loss_nearest / per_token,
+        loss_sweep: report.loss_sweep.map(|loss| loss / per_token),
+        loss: report.loss_refined / per_token,
         damping: factor.damping(),
     };
-    let Matrix { rows, columns, .. } = *weights;
-    solutions.keep(&linear.weight, linear.expert, codec, &solution.coded, &solution.parameters, solved, &deviations)?;
-    Ok(Matrix { rows, columns, values: solution.dequantized })
+    solutions.keep(name, linear.expert, coding, &coded, solved, &deviations)?;
+    Ok(decoded(encode, &coded, rows, columns).map_err(codec_error)?)
+}
+
+/// The codes under second moments of the input, both rotated as the matrix is.
+fn solve_known(
+    encode: &Encode,
+    name: &str,
+    weights: &Matrix,
+    factor: &Factor,
+    moments: &Moments,
+    device: Option<&SharedDevice>,
+) -> std::result::Result<(CodedMatrix, gptq::Report, Note), SolveFailure> {
+    let failed = |source| SolveFailure::Matrix { tensor: name.to_owned(), source };
+    let rotations = encode.choice.rotations;
+    let weights = rotated(encode, weights);
+    let mut residual = (moments.residual.len() == weights.values.len()).then(|| moments.residual.clone());
+    if let (Some(residual), Some(rotation)) =
+        (&mut residual, rotations.and_then(|rotations| rotations.of_outputs(weights.rows)))
+    {
+        rotation.columns_forward(residual, weights.columns);
+    }
+    let residual = residual.as_deref();
+    match (&encode.settings, &encode.choice.codec) {
+        (Settings::Gptq(settings), Coding::Scalar(codec)) => {
+            let grid = Grid::new(codec, encode.pass_matrix.dense_dtype, encode.pass_matrix.minimum_zero_point);
+            let problem = gptq::Linear { weights: &weights.values, rows: weights.rows, codec, grid: &grid };
+            let solution = on_device::solve(device, factor, &view(moments), &problem, residual, &settings.solve);
+            let (gptq::Solution { coded, parameters, report, .. }, note) = solution.map_err(failed)?;
+            Ok((CodedMatrix::Scalar { rows: coded, parameters }, report, note))
+        }
+        (Settings::Pvq(settings), Coding::Whole(Whole::Pyramid(pyramid))) => {
+            let (rows, columns) = (weights.rows, weights.columns);
+            let problem = pvq::Linear { weights: &weights.values, rows, columns, pyramid: *pyramid };
+            let solution = pvq::solve(factor, &view(moments), &problem, residual, &settings.solve).map_err(failed)?;
+            Ok((CodedMatrix::Whole(solution.tensors), solution.report, Note::default()))
+        }
+        (Settings::Vptq(settings), Coding::Whole(Whole::Vector(format))) => {
+            let (values, rows) = (&weights.values, weights.rows);
+            let problem = vptq::Linear { name, weights: values, rows, format, arithmetic: format.storage };
+            let solution = vptq::solve_towards(factor, &view(moments), &problem, residual, &settings.solve);
+            let solution = solution.map_err(failed)?;
+            Ok((CodedMatrix::Whole(solution.tensors), solution.report, Note::default()))
+        }
+        _ => Err(SolveFailure::Codec {
+            tensor: name.to_owned(),
+            source: CodecError::Missing { what: "solver for this number format" },
+        }),
+    }
 }

@@ -31,6 +31,8 @@ pub struct SolvePlan {
     pub drift: bool,
     /// Whether any matrix is encoded with second moments.
     pub encodes: bool,
+    /// Whether any of them has rotated inputs, whose moments are rotated alongside.
+    pub rotated: bool,
     /// The transforms, in the recipe's order.
     pub transforms: Vec<TransformRule>,
     /// Tensors that transforms change, and which passes do it.
@@ -157,7 +159,11 @@ impl SolvePlan {
     fn solver_bytes(&self, linears: &[LinearSpec]) -> u64 {
         let columns = linears.first().map_or(0, |linear| linear.columns) as u64;
         let largest = linears.iter().map(|linear| linear.weights() as u64).max().unwrap_or(0);
-        let factor = if self.encodes { 12 * columns * columns } else { 0 };
-        if self.encodes || self.compressed { factor + 13 * largest } else { 0 }
+        let rotated =
+            if self.rotated { self.wanted().bytes(linears.first().map_or(0, |linear| linear.columns)) } else { 0 };
+        let factor = if self.encodes { 12 * columns * columns + rotated } else { 0 };
+        // Rotated: the weights, the residual's moments, and what is decoded.
+        let copies = if self.rotated { 13 + 12 } else { 13 };
+        if self.encodes || self.compressed { factor + copies * largest } else { 0 }
     }
 }

@@ -6,7 +6,9 @@
 use faer::{Accum, MatMut, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-use crate::forward::Matrix;
+use crate::{codec::Rotations, forward::Matrix};
+
+pub mod on_device;
 
 /// Most channels of the band that one task adds up.
 const BAND: usize = 128;
@@ -91,12 +93,9 @@ impl Moments {
             return;
         }
         self.add_channels(x);
-        if self.every > 0 {
-            let first = (self.every as u64 - self.count % self.every as u64) % self.every as u64;
-            for row in (first as usize..x.rows).step_by(self.every) {
-                self.sample.values.extend_from_slice(x.row(row));
-                self.sample.rows += 1;
-            }
+        for row in self.sampled(x.rows) {
+            self.sample.values.extend_from_slice(x.row(row));
+            self.sample.rows += 1;
         }
         self.count += x.rows as u64;
         let columns = self.columns;
@@ -131,6 +130,13 @@ impl Moments {
                 matmul(target, Accum::Add, left.subcols(index * band, height).transpose(), right, 1.0, Par::Seq);
             });
         }
+    }
+
+    /// Which of the next `rows` rows are kept as examples.
+    fn sampled(&self, rows: usize) -> impl Iterator<Item = usize> + use<> {
+        let every = self.every.max(1);
+        let first = (every as u64 - self.count % every as u64) % every as u64;
+        (first as usize..if self.every > 0 { rows } else { 0 }).step_by(every)
     }
 
     /// Adds a batch's difference of the streams that the outputs are added to, `[tokens, outputs]` each.
@@ -193,6 +199,30 @@ impl Moments {
                 *value /= scales[index] * scale;
             }
         }
+    }
+
+    /// What would have been gathered of the rotated input. Of channel figures only the count is kept.
+    #[must_use]
+    pub fn rotated(&self, rotations: &Rotations) -> Self {
+        let mut rotated = Self {
+            columns: self.columns,
+            hessian: self.hessian.clone(),
+            drift: self.drift.clone(),
+            residual: self.residual.clone(),
+            count: self.count,
+            ..Self::default()
+        };
+        if let Some(rotation) = rotations.of_inputs(self.columns) {
+            if !rotated.hessian.is_empty() {
+                rotation.symmetric(&mut rotated.hessian);
+            }
+            rotation.rows_forward(&mut rotated.drift);
+            if !rotated.drift.is_empty() {
+                rotation.columns_forward(&mut rotated.drift, self.columns);
+            }
+            rotation.rows_forward(&mut rotated.residual);
+        }
+        rotated
     }
 
     /// Fills the upper triangle.

@@ -1,9 +1,10 @@
 //! Passes over all states of a block: what is pending is applied, what the next stage needs to know is gathered.
 
 use super::{
-    Moments, Part, SolveFailure, Wanted,
+    Moments, Note, Part, SolveFailure, Wanted,
     driver::Worker,
-    record::Line,
+    on_device,
+    record::{Line, Step},
     streams::{Both, Pending, divided, hash_file, states_path},
 };
 use crate::{
@@ -21,7 +22,13 @@ struct Gathered {
 }
 
 impl Worker<'_> {
-    pub(super) fn gather(&mut self, block: &Both<'_>, stage: usize, pending: Option<&Pending>) -> Result<Moments> {
+    /// Gathers what has to be known of the input of a stage, and tells what a device did for it.
+    pub(super) fn gather(
+        &mut self,
+        block: &Both<'_>,
+        stage: usize,
+        pending: Option<&Pending>,
+    ) -> Result<(Moments, Note)> {
         let spec = block.main.spec;
         let linears = &spec.stages[stage].linears;
         let columns = linears.first().map_or(0, |linear| linear.columns);
@@ -33,10 +40,10 @@ impl Worker<'_> {
         } else {
             None
         };
-        self.pass(block, stage, pending, moments.as_mut())?;
+        let note = self.pass(block, stage, pending, moments.as_mut())?;
         let mut moments = moments.unwrap_or_default();
         moments.finish();
-        Ok(moments)
+        Ok((moments, note))
     }
 
     /// One pass over all states: applies what is pending, and gathers the input of `stage`.
@@ -46,14 +53,26 @@ impl Worker<'_> {
         stage: usize,
         pending: Option<&Pending>,
         mut moments: Option<&mut Moments>,
-    ) -> Result<()> {
-        let gathers = moments.is_some();
+    ) -> Result<Note> {
+        let on_device = self.pass_on_device(block, stage, pending, moments.as_deref_mut())?;
+        if on_device.complete {
+            return Ok(on_device.note);
+        }
+        // What a device has done is not done again.
+        let wants = moments.is_some();
+        let gathers = |batch: usize| wants && batch >= on_device.moments;
         let (main, dense, compressed) = (&self.main, self.dense.as_ref(), self.job.solve.compressed);
         let pending_dense = pending.map(|pending| (pending.stage, &pending.dense[..]));
         let pending_main =
             if compressed { pending.map(|pending| (pending.stage, &pending.compressed[..])) } else { pending_dense };
         let scales = block.main.spec.stages[stage].linears.first().and_then(|linear| self.transforms.columns(linear));
-        let produce = |batch: usize| -> Result<Option<Gathered>> {
+        let moves = |batch: usize| batch >= on_device.states;
+        let produce = |batch: usize, gathers: bool| -> Result<Option<Gathered>> {
+            if !gathers && !moves(batch) {
+                return Ok(None);
+            }
+            let (pending_main, pending_dense) =
+                (pending_main.filter(|_| moves(batch)), pending_dense.filter(|_| moves(batch)));
             let (main, dense) = rayon::join(
                 || main.step(block.main, stage, pending_main, batch),
                 || dense.map(|dense| dense.step(block.dense, stage, pending_dense, batch)).transpose(),
@@ -71,10 +90,11 @@ impl Worker<'_> {
         let batches = self.main.working.batches();
         for first in (0..batches).step_by(at_once) {
             let second = first + 1;
+            let wanted = [first, second].map(gathers);
             let produced = self.solutions.clock.time(Part::Forward, || {
                 rayon::join(
-                    || produce(first),
-                    || if at_once == 2 && second < batches { produce(second) } else { Ok(None) },
+                    || produce(first, wanted[0]),
+                    || if at_once == 2 && second < batches { produce(second, wanted[1]) } else { Ok(None) },
                 )
             });
             let Some(moments) = moments.as_deref_mut() else {
@@ -91,7 +111,7 @@ impl Worker<'_> {
                 });
             }
         }
-        Ok(())
+        Ok(on_device.note)
     }
 
     /// Applies the last stage and puts the states behind the block aside.
@@ -100,6 +120,7 @@ impl Worker<'_> {
         let compressed = job.solve.compressed;
         let last = index + 1 == job.solve.model.blocks.len();
         let mut hashes = Vec::new();
+        let mut failures = 0;
         let hidden = job.solve.model.hidden;
         for (stream, is_main) in
             [(Some(&mut self.main), true), (self.dense.as_mut(), false)].into_iter().filter_map(|(s, m)| Some((s?, m)))
@@ -115,15 +136,26 @@ impl Worker<'_> {
             let values = job.solve.limits.batch_sequences(length) * length * hidden;
             let next = Store::create(Some(&path), stream.working.batches(), values, length)
                 .map_err(|source| SolveFailure::io(&path, source))?;
+            let pending = pending.map(|pending| {
+                let compressed = is_main && compressed;
+                let linears = if compressed { &pending.compressed[..] } else { &pending.dense[..] };
+                (if compressed { block.main } else { block.dense }, pending.stage, linears)
+            });
+            let done = match (job.device, pending) {
+                (Some(device), Some((block, stage, linears))) => {
+                    let work = || on_device::advance(device, &stream.working, &next, block, (stage, linears));
+                    self.solutions.clock.time(Part::Forward, work)?
+                }
+                _ => on_device::Progress::default(),
+            };
+            failures += done.note.failures;
             let advance = |batch: usize| -> Result<()> {
+                if batch < done.states {
+                    return Ok(());
+                }
                 let mut state = stream.working.read(batch)?;
-                if let Some(pending) = pending {
-                    let (block, linears) = if is_main && compressed {
-                        (block.main, &pending.compressed)
-                    } else {
-                        (block.dense, &pending.dense)
-                    };
-                    block.apply(pending.stage, &mut state, linears)?;
+                if let Some((block, stage, linears)) = pending {
+                    block.apply(stage, &mut state, linears)?;
                 }
                 Ok(next.write(batch, &state)?)
             };
@@ -132,6 +164,14 @@ impl Worker<'_> {
             let hash = self.solutions.clock.time(Part::States, || hash_file(&path));
             hashes.push(hash.map_err(|source| SolveFailure::io(&path, source))?);
             stream.current = next;
+        }
+        if failures > 0
+            && let Some(last) = block.main.spec.linears().last()
+        {
+            // The states are behind the block's last linear, whatever that is stored as.
+            let note = Note { device: None, failures };
+            self.deny(std::slice::from_ref(last), &note)?;
+            self.solutions.note(&last.weight, Step::States, &note)?;
         }
         self.solutions.append(Line::Block { block: index, states: hashes })?;
         Ok(())

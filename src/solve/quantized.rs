@@ -26,9 +26,9 @@ impl WeightSource for Quantized<'_> {
         let Some(encode) = self.encodes.get(name) else { return Ok(()) };
         let columns = encode.matrix.columns;
         let matrix = Matrix { rows: out.len() / columns.max(1), columns, values: out.to_vec() };
-        let (.., decoded) = nearest(encode, name, &matrix)
+        let stored = nearest(encode, name, &matrix)
             .map_err(|error| ForwardError::Tensor { tensor: name.to_owned(), problem: error.to_string() })?;
-        out.copy_from_slice(&decoded.values);
+        out.copy_from_slice(&stored.decoded.values);
         Ok(())
     }
 

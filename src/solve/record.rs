@@ -14,7 +14,7 @@ use super::{Clock, InputRange, SolveFailure};
 use crate::{
     checkpoint::{Checkpoint, Dtype, decode_to_f32, header_bytes},
     codec::{
-        Codec, CodecError, CodedRows, MatrixParameters, RowSource,
+        Codec, CodecError, CodedMatrix, CodedRows, Coding, MatrixParameters, RowSource, StoredMatrix, Whole,
         bits::{pack, packed_bytes, unpack},
     },
     manifest::ContentHash,
@@ -32,6 +32,42 @@ pub struct Head {
     pub source: String,
     /// Hash of the calibration tokens.
     pub tokens: String,
+    /// The device that computes beside the processor. What another one found is found again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+}
+
+/// What was computed of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// What is known of its input.
+    Moments,
+    /// Its codes.
+    Codes,
+    /// Its scales.
+    Scales,
+    /// The states behind it.
+    States,
+}
+
+/// Whether a device computed something, and how often it failed at it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// The device's name, if it computed any of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Parts of the work that it failed at and the processor did.
+    #[serde(default)]
+    pub failures: u64,
+}
+
+impl Note {
+    /// This and that together.
+    #[must_use]
+    pub fn and(self, other: &Self) -> Self {
+        Self { device: self.device.or_else(|| other.device.clone()), failures: self.failures + other.failures }
+    }
 }
 
 /// How a matrix was solved, for the manifest. Losses are squared errors of the outputs, summed over
@@ -66,6 +102,8 @@ pub enum Line {
     Block { block: usize, states: Vec<ContentHash> },
     /// A number that a search found.
     Found { what: String, value: f64 },
+    /// A device computed something of a tensor, or failed at it; stands before the line that says what was found.
+    Computed { tensor: String, step: Step, note: Note },
 }
 
 /// The file of the scales of a block's folds, and of all blocks before.
@@ -93,6 +131,8 @@ pub struct Solutions {
     pub clock: Clock,
     /// Numbers that searches found.
     pub found: BTreeMap<String, f64>,
+    /// What devices took part in.
+    computed: BTreeMap<(String, Step), Note>,
 }
 
 impl Solutions {
@@ -118,6 +158,7 @@ impl Solutions {
             clock: Clock::default(),
             damaged: false,
             found: BTreeMap::new(),
+            computed: BTreeMap::new(),
         };
         let mut kept = vec![serde_json::to_string(head).unwrap_or_default()];
         if same {
@@ -151,7 +192,7 @@ impl Solutions {
         match line {
             Line::Matrix { name, expert, hash, .. } => same(&self.path(name, expert.unwrap_or(0)), hash),
             Line::Transforms { block, hash } => same(&self.folder.join(transforms_file(*block)), hash),
-            Line::Block { .. } | Line::Found { .. } | Line::Input { .. } => true,
+            Line::Block { .. } | Line::Found { .. } | Line::Input { .. } | Line::Computed { .. } => true,
         }
     }
 
@@ -170,6 +211,9 @@ impl Solutions {
             Line::Found { what, value } => {
                 self.found.insert(what, value);
             }
+            Line::Computed { tensor, step, note } => {
+                self.computed.insert((tensor, step), note);
+            }
         }
     }
 
@@ -187,6 +231,25 @@ impl Solutions {
         Ok(())
     }
 
+    /// Remembers what a device did for a tensor; nothing where there is nothing to tell.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails.
+    pub fn note(&mut self, tensor: &str, step: Step, note: &Note) -> Result<(), SolveFailure> {
+        if *note == Note::default() {
+            return Ok(());
+        }
+        self.append(Line::Computed { tensor: tensor.to_owned(), step, note: note.clone() })
+    }
+
+    /// What devices did for a tensor, all steps together.
+    #[must_use]
+    pub fn computed(&self, tensor: &str) -> Note {
+        let steps = [Step::Moments, Step::Codes, Step::Scales, Step::States].into_iter();
+        let notes = steps.filter_map(|step| self.computed.get(&(tensor.to_owned(), step)));
+        notes.fold(Note::default(), Note::and)
+    }
+
     /// Where files lie.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -202,17 +265,46 @@ impl Solutions {
     ///
     /// # Errors
     /// [`SolveFailure`] when the disk fails.
-    #[expect(clippy::too_many_arguments, reason = "everything that is known of one matrix")]
     pub fn keep(
         &mut self,
         name: &str,
         expert: Option<usize>,
-        codec: &Codec,
-        coded: &CodedRows,
-        parameters: &MatrixParameters,
+        coding: &Coding,
+        coded: &CodedMatrix,
         solved: Solved,
         deviations: &Deviations,
     ) -> Result<(), SolveFailure> {
+        let path = self.path(name, expert.unwrap_or(0));
+        let hash = match (coded, coding) {
+            (CodedMatrix::Scalar { rows, parameters }, Coding::Scalar(codec)) => {
+                Self::write_rows(&path, codec, rows, parameters)?
+            }
+            (CodedMatrix::Scalar { .. }, Coding::Whole(_)) => {
+                let source = CodecError::Missing { what: "kind of codes that the format asks for" };
+                return Err(SolveFailure::Codec { tensor: name.to_owned(), source });
+            }
+            (CodedMatrix::Whole(stored), _) => Self::write_whole(&path, stored)?,
+        };
+        let deviations = deviations.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        self.append(Line::Matrix { name: name.to_owned(), expert, hash, solved, deviations })
+    }
+
+    fn write_whole(path: &Path, stored: &StoredMatrix) -> Result<ContentHash, SolveFailure> {
+        let names: Vec<String> = (0..stored.len()).map(|index| format!("{index:02}")).collect();
+        let tensors: Vec<(&str, Dtype, Vec<usize>, &[u8])> = names
+            .iter()
+            .zip(stored)
+            .map(|(name, bytes)| (name.as_str(), Dtype::U8, vec![bytes.len()], bytes.as_slice()))
+            .collect();
+        Self::write(path, &tensors)
+    }
+
+    fn write_rows(
+        path: &Path,
+        codec: &Codec,
+        coded: &CodedRows,
+        parameters: &MatrixParameters,
+    ) -> Result<ContentHash, SolveFailure> {
         let bits = codec.element.bits();
         let row_bytes = packed_bytes(coded.columns, bits);
         let mut codes = vec![0; row_bytes * coded.rows];
@@ -226,9 +318,7 @@ impl Solutions {
             ("zeros", Dtype::F32, vec![coded.zeros.len()], bytemuck::cast_slice(&coded.zeros)),
             ("codes", Dtype::U8, vec![coded.rows, row_bytes], &codes),
         ];
-        let hash = Self::write(&self.path(name, expert.unwrap_or(0)), &tensors)?;
-        let deviations = deviations.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
-        self.append(Line::Matrix { name: name.to_owned(), expert, hash, solved, deviations })
+        Self::write(path, &tensors)
     }
 
     fn write(path: &Path, tensors: &[(&str, Dtype, Vec<usize>, &[u8])]) -> Result<ContentHash, SolveFailure> {
@@ -278,16 +368,34 @@ impl Solutions {
         &self,
         name: &str,
         expert: usize,
-        codec: &Codec,
+        coding: &Coding,
         rows: usize,
         columns: usize,
-    ) -> Option<(CodedRows, MatrixParameters, Deviations)> {
+    ) -> Option<(CodedMatrix, Deviations)> {
         let (hash, _, deviations) = self.matrices.get(&(name.to_owned(), expert))?;
         let path = self.path(name, expert);
         if ContentHash::of_in_parallel(&std::fs::read(&path).ok()?) != *hash {
             return None;
         }
         let checkpoint = Checkpoint::open(&path).ok()?;
+        let coded = match coding {
+            Coding::Scalar(codec) => Self::read_rows(&checkpoint, codec, rows, columns)?,
+            Coding::Whole(whole) => Self::read_whole(&checkpoint, whole, rows, columns)?,
+        };
+        let known = deviations.iter().map(|(kind, count)| (intern(kind), *count)).collect();
+        Some((coded, known))
+    }
+
+    fn read_whole(checkpoint: &Checkpoint, whole: &Whole, rows: usize, columns: usize) -> Option<CodedMatrix> {
+        let tensors = whole.tensors(rows, columns).into_iter().enumerate();
+        let stored = tensors.map(|(index, tensor)| {
+            let bytes = checkpoint.bytes(checkpoint.tensor(&format!("{index:02}"))?);
+            (bytes.len() == tensor.bytes()).then(|| bytes.to_vec())
+        });
+        stored.collect::<Option<StoredMatrix>>().map(CodedMatrix::Whole)
+    }
+
+    fn read_rows(checkpoint: &Checkpoint, codec: &Codec, rows: usize, columns: usize) -> Option<CodedMatrix> {
         let floats = |name: &str| -> Option<Vec<f32>> {
             let entry = checkpoint.tensor(name)?;
             let mut values = vec![0.0; entry.bytes as usize / 4];
@@ -310,10 +418,9 @@ impl Solutions {
             tensor_zero: whole.get(1).copied(),
             outliers: None,
         };
-        let coded =
-            CodedRows { first_row: 0, rows, columns, codes, scales: floats("scales")?, zeros: floats("zeros")? };
-        let known = deviations.iter().map(|(kind, count)| (intern(kind), *count)).collect();
-        Some((coded, parameters, known))
+        let (scales, zeros) = (floats("scales")?, floats("zeros")?);
+        let rows = CodedRows { first_row: 0, rows, columns, codes, scales, zeros };
+        Some(CodedMatrix::Scalar { rows, parameters })
     }
 
     /// The encoder that hands out a solved tensor; none when not all of its experts are solved.
@@ -325,8 +432,12 @@ impl Solutions {
         rows: usize,
         columns: usize,
     ) -> Option<SolvedEncoder> {
-        let parts =
-            (0..experts).map(|expert| self.matrix(name, expert, codec, rows, columns)).collect::<Option<Vec<_>>>()?;
+        let coding = Coding::Scalar(codec.clone());
+        let part = |expert| match self.matrix(name, expert, &coding, rows, columns)? {
+            (CodedMatrix::Scalar { rows, parameters }, deviations) => Some((rows, parameters, deviations)),
+            (CodedMatrix::Whole(_), _) => None,
+        };
+        let parts = (0..experts).map(part).collect::<Option<Vec<_>>>()?;
         Some(SolvedEncoder { codec: codec.clone(), rows, parts })
     }
 
@@ -361,6 +472,7 @@ fn intern(kind: &str) -> &'static str {
         "starved-expert",
         "few-tokens",
         "no-statistics",
+        crate::compute::DEVICE_FAILED,
     ];
     KNOWN.iter().find(|known| **known == kind).copied().unwrap_or("other")
 }
@@ -414,5 +526,41 @@ impl MatrixEncoder for SolvedEncoder {
             row += count;
         }
         Ok(stripe)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_device_found_is_not_taken_over_by_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let head = |device: Option<&str>| Head {
+            schema: "bantam.solve/1".into(),
+            plan: "plan".into(),
+            source: "source".into(),
+            tokens: "tokens".into(),
+            device: device.map(str::to_owned),
+        };
+        let note = |device: &str, failures| Note { device: Some(device.to_owned()), failures };
+        let mut solutions = Solutions::open(folder.path(), &head(Some("card"))).unwrap();
+        solutions.note("a", Step::Moments, &note("card", 1)).unwrap();
+        solutions.note("a", Step::Moments, &note("card", 2)).unwrap();
+        solutions.note("a", Step::Codes, &note("card", 3)).unwrap();
+        solutions.note("b", Step::Codes, &Note::default()).unwrap();
+        solutions.append(Line::Found { what: "strength".into(), value: 0.5 }).unwrap();
+        // A step that was done again counts once.
+        let reopened = Solutions::open(folder.path(), &head(Some("card"))).unwrap();
+        assert_eq!((reopened.computed("a"), reopened.computed("b")), (note("card", 5), Note::default()));
+        assert_eq!(reopened.found.len(), 1);
+        for other in [None, Some("another card")] {
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::copy(folder.path().join("journal"), copy.path().join("journal")).unwrap();
+            let found = Solutions::open(copy.path(), &head(other)).unwrap();
+            assert_eq!((found.computed("a"), found.found.len()), (Note::default(), 0), "{other:?}");
+        }
+        // The processor alone writes what it always wrote.
+        assert!(!serde_json::to_string(&head(None)).unwrap().contains("device"));
     }
 }

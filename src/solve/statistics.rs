@@ -14,6 +14,7 @@ use super::{Moments, SolveFailure, Wanted, moments::SAMPLE_ROWS};
 use crate::{
     calibration::Tokens,
     checkpoint::{Checkpoint, Dtype, decode_to_f32, header_bytes},
+    compute::SharedDevice,
     forward::Matrix,
     layout::LogicalCheckpoint,
     recipe::Calibration,
@@ -75,12 +76,19 @@ pub struct Identity {
     pub tokens: String,
     /// Number and length of sequences.
     pub settings: String,
+    /// The device that computed beside the processor; empty for the processor alone.
+    pub device: String,
 }
 
 impl Identity {
     /// Of these statistics of a model.
     #[must_use]
-    pub fn of(source: &LogicalCheckpoint, tokens: &Tokens, calibration: &Calibration) -> Self {
+    pub fn of(
+        source: &LogicalCheckpoint,
+        tokens: &Tokens,
+        calibration: &Calibration,
+        device: Option<&SharedDevice>,
+    ) -> Self {
         const SAMPLE: usize = 4096;
         let checkpoint = source.checkpoint();
         let mut hasher = blake3::Hasher::new();
@@ -99,6 +107,7 @@ impl Identity {
             model: hasher.finalize().to_hex().to_string(),
             tokens: tokens.hash.to_string(),
             settings: format!("{} × {}", calibration.sequences, calibration.sequence_length),
+            device: device.map(SharedDevice::name).unwrap_or_default(),
         }
     }
 }
@@ -137,12 +146,16 @@ impl Writer {
         }
         tensors.sort_by(|a, b| crate::checkpoint::canonical_order((a.1, &a.0), (b.1, &b.0)));
         let identity = identity.map(|identity| {
-            [
+            let mut metadata = vec![
                 ("schema", SCHEMA),
                 ("model", identity.model.as_str()),
                 ("tokens", identity.tokens.as_str()),
                 ("settings", identity.settings.as_str()),
-            ]
+            ];
+            if !identity.device.is_empty() {
+                metadata.push(("device", identity.device.as_str()));
+            }
+            metadata
         });
         let metadata = identity.as_ref().map_or(&[][..], |identity| &identity[..]);
         let header =
@@ -213,12 +226,15 @@ impl Statistics {
             ("model", &identity.model),
             ("tokens", &identity.tokens),
             ("settings", &identity.settings),
+            ("device", &identity.device),
         ];
-        let names = ["schema", "model", "text", "settings"];
+        let names = ["schema", "model", "text", "settings", "device"];
         for ((key, expected), what) in expected.into_iter().zip(names) {
             let got = metadata.get(key).cloned().unwrap_or_default();
             if got != expected {
+                let name = |device: String| if device.is_empty() { "the processor".to_owned() } else { device };
                 let (path, expected) = (path.to_owned(), expected.to_owned());
+                let (expected, got) = if what == "device" { (name(expected), name(got)) } else { (expected, got) };
                 return Err(SolveFailure::OtherStatistics { path, what, expected, got }.into());
             }
         }

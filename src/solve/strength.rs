@@ -72,6 +72,7 @@ impl Worker<'_> {
                 Some(Evaluated { model, source: job.source }),
                 sequences,
                 &job.solve.limits,
+                job.device,
                 None,
                 &|_, _| {},
             )?;

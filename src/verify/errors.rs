@@ -81,6 +81,8 @@ fn is_transformed(tensor: &OutputTensor) -> bool {
         crate::passes::REGISTRY
             .iter()
             .any(|info| info.name == pass.as_str() && info.kind == crate::passes::Kind::Transform)
+            // Undone when the tensor is read.
+            && pass != crate::passes::rotate::INFO.name
     };
     tensor.passes.iter().any(transform)
 }

@@ -278,7 +278,7 @@ pub(super) fn logical(manifest: &Manifest, artifact: &LogicalCheckpoint) -> Vec<
             ));
             continue;
         };
-        let codec = found.codec.as_ref().map(crate::codec::Codec::name);
+        let codec = found.codec.as_ref().map(crate::codec::Coding::name);
         let stated = tensor.matrix.as_ref().map(|matrix| matrix.codec.name());
         if found.shape != tensor.shape || codec != stated {
             let describe =

@@ -1,12 +1,16 @@
-//! Attention of whole sequences: scores, their soft-max, and the mean of values, for as many heads at a time as fit.
+//! Attention of whole sequences: in one pass where heads are narrow enough for workgroup memory; else by scores, their
+//! soft-max, and the mean of values, for as many heads at a time as fit.
 
-use super::{Causal, DeviceMatrix, Heads, Product, View, groups_for, shader};
+mod fused;
+
+use super::{Causal, DeviceMatrix, Heads, Product, View, by_subgroups, groups_for, shader};
 use crate::{
     compute::{Binding, ComputeError, Device, Kernel},
     forward::Attention,
 };
 
-const SOURCE: &str = shader!("softmax.wgsl");
+const BY_SUBGROUPS: &str = shader!("softmax.wgsl", "reduce_subgroup.wgsl");
+const BY_MEMORY: &str = shader!("softmax.wgsl", "reduce.wgsl");
 /// Most bytes of the scores that are there at the same time.
 const SCORE_BYTES: u64 = 256 << 20;
 /// Queries of a block where not all of a sequence fit are a multiple of this where possible.
@@ -23,7 +27,7 @@ pub struct QueryKeyValue<'a> {
     pub value: View<'a>,
 }
 
-/// Memory for scores, made at the first use and kept for the next: at most 256 MiB.
+/// Memory for scores, made at the first use and kept for the next: at most 256 MiB. Attention in one pass needs none.
 #[derive(Debug, Default)]
 pub struct Scores(Option<DeviceMatrix>);
 
@@ -70,7 +74,35 @@ pub fn attend(
     }
     assert!(tokens.is_multiple_of(length), "sequences are whole");
     assert!(heads.is_multiple_of(attention.key_value_heads), "key heads are shared evenly");
+    let Some(share) = fused::share(device, attention, inputs, out, length) else {
+        return attend_by_scores(device, attention, inputs, length, sinks, scores, out);
+    };
     let sequences = tokens / length;
+    for sequence in (0..sequences).step_by(share.sequences) {
+        let keys = sequence * length..(sequence + 1) * length;
+        let together = share.sequences.min(sequences - sequence);
+        for query in (0..length).step_by(share.queries) {
+            let queries = query..length.min(query + share.queries);
+            fused::queue(device, attention, inputs, keys.clone(), queries, together, (sinks, out))?;
+        }
+    }
+    Ok(())
+}
+
+/// The same by scores in memory, whatever the width of heads; there must be tokens and heads.
+///
+/// # Errors
+/// As for [`attend`].
+pub fn attend_by_scores(
+    device: &Device,
+    attention: &Attention,
+    inputs: &QueryKeyValue<'_>,
+    length: usize,
+    sinks: Option<&DeviceMatrix>,
+    scores: &mut Scores,
+    out: &View<'_>,
+) -> Result<(), ComputeError> {
+    let (heads, sequences) = (attention.heads, inputs.query.rows.len() / length);
     let share = share(device, attention, inputs, out, length);
     let layers = share.sequences * share.heads;
     let scores = scores.shaped(device, layers * share.queries, length)?;
@@ -92,6 +124,11 @@ pub fn attend(
     Ok(())
 }
 
+/// So many queries at most, a multiple of a tile of them where possible.
+fn whole_tiles(queries: usize, tile: usize) -> usize {
+    if queries > tile { queries / tile * tile } else { queries }
+}
+
 /// How much fits.
 fn share(device: &Device, attention: &Attention, inputs: &QueryKeyValue<'_>, out: &View<'_>, length: usize) -> Share {
     let limits = device.limits();
@@ -102,7 +139,7 @@ fn share(device: &Device, attention: &Attention, inputs: &QueryKeyValue<'_>, out
     let bytes = limits.binding_bytes.min(SCORE_BYTES);
     let row_bytes = (4 * length) as u64;
     let queries = ((bytes / row_bytes).max(1) as usize).min(rows).min(length);
-    let queries = if queries < length && queries > QUERIES { queries / QUERIES * QUERIES } else { queries };
+    let queries = if queries < length { whole_tiles(queries, QUERIES) } else { queries };
     let fit = (bytes / row_bytes) as usize / queries;
     let sharing = attention.heads / attention.key_value_heads;
     // A run of heads begins with the first one of a key head, or lies within those of one.
@@ -171,7 +208,7 @@ impl Part {
         let bound = scores.part(0..layers * self.queries, 0..length).bound(device).binding;
         // Something has to be bound where there are no sinks, but not what is written.
         let sinks = sinks.map_or(query.bound(device).binding, |sinks| Binding::Whole(&sinks.buffer));
-        let kernel = Kernel::new("softmax", SOURCE, "softmax");
+        let kernel = Kernel::new("softmax", by_subgroups(device, BY_SUBGROUPS, BY_MEMORY), "softmax");
         let groups = groups_for(device, layers * self.queries, 1);
         batch.add(&kernel, &[sinks, bound], bytemuck::cast_slice(&uniform), groups)?;
 

@@ -10,6 +10,8 @@
 
 mod activate;
 mod attention;
+mod channels;
+mod difference;
 mod gptq_sweep;
 mod hadamard;
 mod matrix;
@@ -30,11 +32,14 @@ pub(crate) mod testing;
 mod tests;
 
 pub use activate::{Gate, add_branch};
-pub use attention::{QueryKeyValue, Scores, attend};
+pub use attention::{QueryKeyValue, Scores, attend, attend_by_scores};
+pub use channels::ChannelFigures;
+pub use difference::difference;
 pub use gptq_sweep::{Levels, Swept, sweep};
 pub use hadamard::hadamard;
 pub use matrix::{DeviceMatrix, Number, View};
 pub use multiply::{Causal, Heads, Product};
+pub(super) use multiply::{Checked, Tiles};
 pub use normalize::DeviceNorm;
 pub use pack::pack;
 pub use quantize::{Coding, Scales, dequantize, quantize};
@@ -42,6 +47,11 @@ pub use rank_update::SecondMoments;
 pub use rotate::Angles;
 pub use source::{Source, SourceFormat, convert, error_sums, extents};
 pub use triangular_solve::solve_lower;
+
+/// The text of a shader for a device: the first one where threads that run in step can exchange values, else the second.
+fn by_subgroups(device: &super::Device, with: &'static str, without: &'static str) -> &'static str {
+    if device.has(super::Feature::Subgroup) { with } else { without }
+}
 
 /// The text of a shader with the parts that it needs after it (a shader may begin with directives, parts may not).
 macro_rules! shader {

@@ -1,19 +1,20 @@
 //! Products of matrices.
 
+mod cooperative;
+mod tile;
+
+pub(in crate::compute) use self::{cooperative::Checked, tile::Tiles};
+
+use self::{cooperative::Cooperative, tile::Tile};
 use super::{Number, View, matrix::Bound, shader};
 use crate::compute::{Batch, ComputeError, Device, Kernel};
 
-const SOURCE: &str = shader!("multiply.wgsl");
-/// Edges of a workgroup; a tile is eight times as wide.
-const LARGE_EDGE: usize = 16;
-const SMALL_EDGE: usize = 8;
-/// Tiles of the large kind that keep the units of a large adapter busy; a product of fewer is cut into small ones.
-const MANY_TILES: usize = 128;
+const SOURCE: &str = shader!("multiply.wgsl", "product.wgsl");
 /// The deepest product of one launch: systems reset an adapter that works on one for seconds, and Mesa's software adapter
 /// leaves loops after 65535 turns.
 const DEEPEST: usize = 32768;
-/// The largest grid along a dimension.
-const WIDEST: usize = 65535;
+/// Most rows and columns of one launch: as many as the smallest tiles make in the largest grid.
+const MOST_LINES: usize = 65535 * 32;
 
 /// `out = alpha · L · R + beta · out`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,12 +59,24 @@ pub enum Causal {
     UpToRow,
 }
 
+/// A product that is not one of many.
+const ONE: Heads = Heads {
+    sequences: 1,
+    heads: 1,
+    share: 1,
+    sequence_strides: [0; 3],
+    head_strides: [0; 3],
+    causal: Causal::Everything,
+    first_query: 0,
+};
+
 impl Product {
     /// `x wᵀ`.
     pub const TRANSPOSED: Self = Self { left_transposed: false, right_transposed: true, alpha: 1.0, beta: 0.0 };
 
     /// Adds the product to the batch. L and R may be F32, F16 or BF16, `out` is F32; sums are F32. Where L or R must be
-    /// cut along the depth to be bound, its parts are added up one after the other.
+    /// cut along the depth to be bound, its parts are added up one after the other. Where both are F16 and the adapter
+    /// has cooperative matrices, those multiply; the sums are F32 then too, in the adapter's order.
     ///
     /// # Errors
     /// As for [`Batch::add`]; [`ComputeError::TooLarge`] where one row exceeds a binding.
@@ -78,24 +91,33 @@ impl Product {
         right: &View<'_>,
         out: &View<'_>,
     ) -> Result<(), ComputeError> {
+        self.add_by(device, batch, [left, right, out], None)
+    }
+
+    /// The same by a tile of the caller's choice, not by cooperative matrices then.
+    fn add_by(
+        &self,
+        device: &Device,
+        batch: &mut Batch<'_>,
+        [left, right, out]: [&View<'_>; 3],
+        tile: Option<Tile>,
+    ) -> Result<(), ComputeError> {
         let [rows, columns, depth] = self.shape(left, right, out);
         if rows == 0 || columns == 0 {
             return Ok(());
         }
         let [l, r, o] = [left, right, out].map(|view| view.bound(device));
         let limit = device.limits().binding_bytes;
-        let edge = edge(device, rows, columns, 1);
         let (left_large, right_large) = (l.bytes > limit, r.bytes > limit);
-        let too_tall =
-            (o.bytes > limit || rows.div_ceil(8 * edge) > WIDEST || left_large && !self.left_transposed) && rows > 1;
+        let too_tall = (o.bytes > limit || rows > MOST_LINES || left_large && !self.left_transposed) && rows > 1;
         let too_deep = depth > DEEPEST
             || (left_large && self.left_transposed || right_large && !self.right_transposed) && depth > 1;
-        let too_wide = (right_large && self.right_transposed || columns.div_ceil(8 * edge) > WIDEST) && columns > 1;
+        let too_wide = (right_large && self.right_transposed || columns > MOST_LINES) && columns > 1;
         if too_tall {
             for rows in halves(rows) {
                 let left =
                     if self.left_transposed { left.some_columns(rows.clone()) } else { left.some_rows(rows.clone()) };
-                self.add(device, batch, &left, right, &out.some_rows(rows))?;
+                self.add_by(device, batch, [&left, right, &out.some_rows(rows)], tile)?;
             }
             return Ok(());
         }
@@ -106,7 +128,7 @@ impl Product {
                 } else {
                     right.some_columns(columns.clone())
                 };
-                self.add(device, batch, left, &right, &out.some_columns(columns))?;
+                self.add_by(device, batch, [left, &right, &out.some_columns(columns)], tile)?;
             }
             return Ok(());
         }
@@ -119,20 +141,17 @@ impl Product {
                     left.some_columns(depths.clone())
                 };
                 let right = if self.right_transposed { right.some_columns(depths) } else { right.some_rows(depths) };
-                Self { beta, ..*self }.add(device, batch, &left, &right, out)?;
+                Self { beta, ..*self }.add_by(device, batch, [&left, &right, out], tile)?;
             }
             return Ok(());
         }
-        let one = Heads {
-            sequences: 1,
-            heads: 1,
-            share: 1,
-            sequence_strides: [0; 3],
-            head_strides: [0; 3],
-            causal: Causal::Everything,
-            first_query: 0,
-        };
-        self.launch(device, batch, [rows, columns, depth], [(left, l), (right, r), (out, o)], &one)
+        let shape = [rows, columns, depth];
+        if tile.is_none()
+            && let Some(cooperative) = Cooperative::of(device, shape, [left, right])
+        {
+            return self.launch_cooperative(device, batch, shape, [(left, l), (right, r), (out, o)], cooperative);
+        }
+        self.launch(device, batch, shape, [(left, l), (right, r), (out, o)], &ONE, tile)
     }
 
     /// Adds the products of all heads to the batch. The views are those of the first head of the first sequence.
@@ -156,7 +175,7 @@ impl Product {
             let last = (heads.sequences - 1) * heads.sequence_strides[index] + (count - 1) * heads.head_strides[index];
             (view, view.with_rows_after(last / view.matrix.columns).bound(device))
         });
-        self.launch(device, batch, shape, bounds, heads)
+        self.launch(device, batch, shape, bounds, heads, None)
     }
 
     fn shape(&self, left: &View<'_>, right: &View<'_>, out: &View<'_>) -> [usize; 3] {
@@ -176,12 +195,31 @@ impl Product {
         &self,
         device: &Device,
         batch: &mut Batch<'_>,
-        [rows, columns, depth]: [usize; 3],
+        shape: [usize; 3],
         places: [(&View<'_>, Bound<'_>); 3],
         heads: &Heads,
+        tile: Option<Tile>,
     ) -> Result<(), ComputeError> {
         let layers = heads.sequences * heads.heads;
-        let edge = edge(device, rows, columns, layers);
+        let tile = tile.unwrap_or_else(|| Tile::choose(device, shape, layers));
+        let uniform = self.uniform(shape, &places, heads);
+        let kernel = self
+            .constants(Kernel::new("multiply", SOURCE, "multiply"), &places, &uniform)
+            .with("WIDE", tile.wide as f64)
+            .with("TALL", tile.tall as f64)
+            .with("STEP", tile.step as f64);
+        let groups = [shape[1].div_ceil(tile.columns()), shape[0].div_ceil(tile.rows()), layers];
+        let bindings = places.map(|(_, bound)| bound.binding);
+        batch.add(&kernel, &bindings, bytemuck::cast_slice(&uniform), groups.map(|count| count as u32))
+    }
+
+    /// The structure `Shape` of the shaders.
+    fn uniform(
+        &self,
+        [rows, columns, depth]: [usize; 3],
+        places: &[(&View<'_>, Bound<'_>); 3],
+        heads: &Heads,
+    ) -> Vec<u32> {
         let mut uniform = Vec::with_capacity(24);
         for (index, (view, bound)) in places.iter().enumerate() {
             let strides = [heads.sequence_strides[index] as u32, heads.head_strides[index] as u32];
@@ -190,29 +228,27 @@ impl Product {
         uniform.extend([rows as u32, columns as u32, depth as u32, heads.heads as u32]);
         uniform.extend([self.alpha.to_bits(), self.beta.to_bits(), heads.share as u32, heads.causal as u32]);
         uniform.extend([heads.first_query as u32, 0, 0, 0]);
+        uniform
+    }
+
+    /// The kernel with what `parts/product.wgsl` has to know.
+    fn constants(&self, kernel: Kernel, places: &[(&View<'_>, Bound<'_>); 3], uniform: &[u32]) -> Kernel {
         let aligned = |place: usize| f64::from(u8::from(uniform[4 * place..][..4].iter().all(|n| n.is_multiple_of(4))));
         let flag = |flag: bool| f64::from(u8::from(flag));
-        let kernel = Kernel::new("multiply", SOURCE, "multiply")
-            .with("EDGE", edge as f64)
+        kernel
             .with("LEFT_TRANSPOSED", flag(self.left_transposed))
             .with("RIGHT_TRANSPOSED", flag(self.right_transposed))
             .with("LEFT_TYPE", places[0].0.matrix.number.constant())
             .with("RIGHT_TYPE", places[1].0.matrix.number.constant())
             .with("LEFT_ALIGNED", aligned(0))
-            .with("RIGHT_ALIGNED", aligned(1));
-        let tiles = |side: usize| side.div_ceil(8 * edge) as u32;
-        let bindings = places.map(|(_, bound)| bound.binding);
-        batch.add(&kernel, &bindings, bytemuck::cast_slice(&uniform), [tiles(columns), tiles(rows), layers as u32])
+            .with("RIGHT_ALIGNED", aligned(1))
     }
 }
 
-/// The edge of a workgroup: large tiles load less, small ones are more, so that few rows still keep an adapter busy.
-pub(super) fn edge(device: &Device, rows: usize, columns: usize, layers: usize) -> usize {
-    let limits = device.limits();
-    let tiles = rows.div_ceil(8 * LARGE_EDGE) * columns.div_ceil(8 * LARGE_EDGE) * layers;
-    let fits = limits.workgroup_memory_bytes as usize >= 64 * LARGE_EDGE * LARGE_EDGE
-        && limits.workgroup_invocations as usize >= LARGE_EDGE * LARGE_EDGE;
-    if fits && tiles >= MANY_TILES { LARGE_EDGE } else { SMALL_EDGE }
+/// The edge of a workgroup for kernels that know square tiles only: large ones load less, small ones are more, so that
+/// few rows still keep an adapter busy.
+pub(super) fn edge(device: &Device, rows: usize, columns: usize) -> usize {
+    Tile::choose_square(device, rows, columns).wide
 }
 
 /// The two halves of `0..count`, the first a multiple of 64 where that is possible, so that alignment stays.

@@ -1,9 +1,10 @@
 //! Norms of rows and of heads.
 
-use super::{DeviceMatrix, View, groups_for, matrix, shader};
+use super::{DeviceMatrix, View, by_subgroups, groups_for, matrix, shader};
 use crate::compute::{Batch, ComputeError, Device, Kernel};
 
-const SOURCE: &str = shader!("normalize.wgsl");
+const BY_SUBGROUPS: &str = shader!("normalize.wgsl", "reduce_subgroup.wgsl");
+const BY_MEMORY: &str = shader!("normalize.wgsl", "reduce.wgsl");
 
 /// A norm with its weights on the device.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl DeviceNorm {
         assert_eq!((x.rows.len(), x.columns.len()), (out.rows.len(), out.columns.len()), "a norm keeps the shape");
         let width = x.columns.len() / heads;
         assert_eq!(width * heads, x.columns.len(), "heads are equally wide");
-        let kernel = Kernel::new("normalize", SOURCE, "normalize_vectors");
+        let kernel = Kernel::new("normalize", by_subgroups(device, BY_SUBGROUPS, BY_MEMORY), "normalize_vectors");
         for rows in matrix::windows(device, &[x, out]) {
             let [x, out] = [x, out].map(|view| view.some_rows(rows.clone()));
             let (from, to) = (x.bound(device), out.bound(device));

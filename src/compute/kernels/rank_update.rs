@@ -72,7 +72,7 @@ impl SecondMoments {
     ) -> Result<(), ComputeError> {
         let bound = x.bound(device);
         let columns = first_line + lines;
-        let edge = multiply::edge(device, lines, columns.div_ceil(2), 1);
+        let edge = multiply::edge(device, lines, columns.div_ceil(2));
         let [rows, all] = [x.rows.len(), self.columns].map(|count| count as u32);
         let uniform = [rows, all, bound.first, x.stride(), first_line as u32, lines as u32, 0, 0];
         let aligned = bound.first.is_multiple_of(4) && x.stride().is_multiple_of(4);

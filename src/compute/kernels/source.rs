@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{THREADS, groups, linear_groups, shader, words};
+use super::{THREADS, by_subgroups, groups, linear_groups, shader, words};
 use crate::{
     checkpoint::Dtype,
     compute::{Binding, Buffer, ComputeError, Device, Kernel, Launch, RowBinding},
@@ -113,7 +113,8 @@ pub fn extents(device: &Device, source: &Source<'_>, width: u64, magnitudes: boo
     }
     // As many threads as keep each of them busy with some elements.
     let lanes = (width / 4).next_power_of_two().clamp(1, THREADS);
-    let text = shader!("extents.wgsl", "source.wgsl", "linear.wgsl");
+    let with = shader!("extents.wgsl", "extremes_subgroup.wgsl", "source.wgsl", "linear.wgsl");
+    let text = by_subgroups(device, with, shader!("extents.wgsl", "extremes.wgsl", "source.wgsl", "linear.wgsl"));
     let entry = if magnitudes { "absmax" } else { "minmax" };
     let kernel = source.kernel("extents", text, entry).with("LANES", lanes as f64);
     let bindings = [source.binding(), RowBinding::Rows { buffer: &out, row_bytes: of_row * group_bytes }];

@@ -2,7 +2,7 @@
 
 use super::{DeviceMatrix, Number};
 use crate::{
-    compute::{Device, tests::fixtures},
+    compute::{Choice, Device, tests::fixtures},
     forward::Matrix,
 };
 
@@ -11,9 +11,15 @@ pub const HOSTILE: [(usize, usize); 6] = [(1, 1), (1, 131), (137, 1), (7, 13), (
 /// A largest binding, in bytes, that the matrices of most tests exceed.
 pub const SMALL_BINDING: u64 = 8192;
 
-/// A device with the usual bindings and one with [`SMALL_BINDING`]; none, loudly, where there is no adapter.
+/// A device with the usual bindings, and one with [`SMALL_BINDING`] and no optional features; none, loudly, where there is
+/// no adapter.
 pub fn devices() -> Vec<Device> {
-    [None, Some(SMALL_BINDING)].into_iter().filter_map(fixtures::device).collect()
+    fixtures::device(None).into_iter().chain(plain_device(Some(SMALL_BINDING))).collect()
+}
+
+/// A device without optional features.
+pub fn plain_device(binding_bytes: Option<u64>) -> Option<Device> {
+    fixtures::device_with(&Choice { binding_bytes, optional_features: false, ..fixtures::choice() })
 }
 
 /// Uniform between −1 and 1.

@@ -33,7 +33,7 @@ pub(crate) fn device_with(choice: &Choice) -> Option<Device> {
     match Device::open(choice) {
         Ok(device) => Some(device),
         Err(ComputeError::NoAdapter { reason }) => {
-            skipped(&reason);
+            skipped(&format!("no graphics adapter on this machine: {reason}"));
             None
         }
         Err(error) => panic!("{error}"),
@@ -50,6 +50,6 @@ pub(crate) fn double(device: &Device, values: &Buffer, rows: u32, columns: u32) 
 }
 
 /// Says so past the test harness, which keeps what a test that passes prints.
-fn skipped(reason: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED, no graphics adapter on this machine: {reason}");
+pub(crate) fn skipped(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
 }

@@ -9,13 +9,14 @@ use super::{
     matrix::{CodedMatrix, OutlierEntries},
     parts::{addressable, elements, expect_shape, expect_type, shape_error},
     scales::{Scales, Zeros},
+    whole::{WholeCodes, WholeMatrix},
 };
 use crate::{
     checkpoint::{Checkpoint, Dtype},
-    codec::{Codec, Granularity, OutlierCount, ScaleFormat, ZeroPoint},
+    codec::{Codec, Coding, Granularity, OutlierCount, Rotations, ScaleFormat, Whole, ZeroPoint},
     layout::{
         LayoutError,
-        bantam::{VERSION, outlier_column_type, outlier_value_type, per_row, scale_shape},
+        bantam::{VERSION, VERSION_WHOLE, outlier_column_type, outlier_value_type, per_row, scale_shape},
         streams::byte_row,
     },
 };
@@ -28,14 +29,17 @@ struct Group {
     dtype: Dtype,
     outliers: bool,
     transposed: bool,
+    #[serde(default)]
+    rotations: Option<Rotations>,
     tensors: std::collections::BTreeMap<String, Vec<usize>>,
 }
 
 pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Result<Vec<Found>, LayoutError> {
     let wrong = |key: String, message: String| LayoutError::Config { key, message };
     let version = &config.value["version"];
-    if version.as_u64() != Some(VERSION) {
-        return Err(wrong("version".to_owned(), format!("is {version}; this bantam reads version {VERSION}")));
+    if !matches!(version.as_u64(), Some(VERSION | VERSION_WHOLE)) {
+        let message = format!("is {version}; this bantam reads versions {VERSION} and {VERSION_WHOLE}");
+        return Err(wrong("version".to_owned(), message));
     }
     let Value::Array(groups) = &config.value["groups"] else {
         return Err(wrong("groups".to_owned(), "is missing; expected a list".to_owned()));
@@ -49,8 +53,14 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
             Dtype::BF16 => ScaleFormat::BF16,
             _ => ScaleFormat::F32,
         };
-        let codec = Codec::parse_name(&group.codec, float_scale)
-            .filter(|codec| Dtype::from(codec.scale) == group.scale_dtype)
+        let coding = Coding::parse_name(&group.codec, float_scale)
+            .filter(|coding| {
+                let stored = match coding {
+                    Coding::Scalar(codec) => codec.scale.into(),
+                    Coding::Whole(whole) => whole.float_dtype(),
+                };
+                stored == group.scale_dtype
+            })
             .ok_or_else(|| {
                 let Group { codec, scale_dtype, .. } = &group;
                 wrong(
@@ -59,10 +69,59 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
                 )
             })?;
         for (name, shape) in &group.tensors {
-            found.push(find_matrix(checkpoint, &group, &codec, name, shape, index)?);
+            let matrix = match &coding {
+                Coding::Scalar(codec) => find_matrix(checkpoint, &group, codec, name, shape, index)?,
+                Coding::Whole(whole) => find_whole(checkpoint, &group, whole, name, shape, index)?,
+            };
+            found.push(matrix.rotated(group.rotations));
         }
     }
     Ok(found)
+}
+
+/// Experts, rows and columns of one matrix, from the shape of the dense tensor.
+fn lengths(group: &Group, dense_shape: &[usize]) -> Result<(Option<usize>, usize, usize), String> {
+    let (experts, [mut rows, mut columns]) = match *dense_shape {
+        [rows, columns] => (None, [rows, columns]),
+        [experts, rows, columns] => (Some(experts), [rows, columns]),
+        _ => return Err(format!("is {dense_shape:?}; expected two or three lengths")),
+    };
+    if group.transposed {
+        std::mem::swap(&mut rows, &mut columns);
+    }
+    if rows == 0 || columns == 0 || experts == Some(0) {
+        return Err(format!("is {dense_shape:?}; expected lengths above 0"));
+    }
+    Ok((experts, rows, columns))
+}
+
+fn find_whole(
+    checkpoint: &Checkpoint,
+    group: &Group,
+    whole: &Whole,
+    name: &str,
+    dense_shape: &[usize],
+    index: usize,
+) -> Result<Found, LayoutError> {
+    let wrong = |message: String| LayoutError::Config { key: format!("groups.{index}.tensors.{name}"), message };
+    let (experts, rows, columns) = lengths(group, dense_shape).map_err(wrong)?;
+    let overflow = || format!("is {dense_shape:?}, too large to be a matrix");
+    let weights = rows.checked_mul(columns).and_then(|weights| weights.checked_mul(experts.unwrap_or(1)));
+    weights.filter(|&weights| weights < usize::MAX / 64).ok_or_else(|| wrong(overflow()))?;
+    whole.validate(rows, columns).map_err(|error| wrong(error.to_string()))?;
+    let mut parts = Parts::new(checkpoint, name.to_owned(), "bantam");
+    let mut entries = Vec::new();
+    for stored in whole.tensors(rows, columns) {
+        let entry = parts.required(&format!("{name}.{}", stored.suffix))?;
+        expect_type(&entry, &[stored.dtype], "the type that the number format asks for")?;
+        let shape: Vec<usize> = experts.into_iter().chain(stored.shape).collect();
+        expect_shape(&entry, &shape, "what the number format asks for")?;
+        entries.push(entry);
+    }
+    let codes = WholeCodes::Whole { format: whole.clone(), entries };
+    let matrix = WholeMatrix { rows, columns, stack: experts.unwrap_or(1), codes, rotations: None };
+    let found = Found::whole(parts, group.dtype, whole.clone(), matrix, dense_shape.to_vec());
+    Ok(found.stacked(dense_shape.to_vec(), experts.unwrap_or(1), group.transposed))
 }
 
 fn find_matrix(
@@ -74,21 +133,10 @@ fn find_matrix(
     index: usize,
 ) -> Result<Found, LayoutError> {
     let wrong = |message: String| LayoutError::Config { key: format!("groups.{index}.tensors.{name}"), message };
-    let (experts, [mut rows, mut columns]) = match *dense_shape {
-        [rows, columns] => (None, [rows, columns]),
-        [experts, rows, columns] => (Some(experts), [rows, columns]),
-        _ => return Err(wrong(format!("is {dense_shape:?}; expected two or three lengths"))),
-    };
-    if group.transposed {
-        std::mem::swap(&mut rows, &mut columns);
-    }
+    let (experts, rows, columns) = lengths(group, dense_shape).map_err(wrong)?;
     let rows = rows.saturating_mul(experts.unwrap_or(1));
     let mut codec = codec.clone();
     codec.validate(rows, columns).map_err(|error| wrong(error.to_string()))?;
-    if rows == 0 || columns == 0 {
-        return Err(wrong(format!("is {dense_shape:?}; expected lengths above 0")));
-    }
-
     let mut parts = Parts::new(checkpoint, name.to_owned(), "bantam");
     let codes = parts.required(&format!("{name}.codes"))?;
     addressable(&codes, rows, columns)?;

@@ -351,6 +351,7 @@ pub(super) fn find_sparse(
         format: parts.format,
         parts: parts.names,
         stored_bytes: parts.stored_bytes,
+        decoded_at_once: 0,
     };
     Ok(Found { logical, stored: Stored::Sparse(matrix) })
 }

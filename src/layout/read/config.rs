@@ -15,6 +15,7 @@ pub(super) enum Method {
     Awq,
     Fp8,
     Mxfp4,
+    Vptq,
     Bantam,
 }
 
@@ -57,6 +58,7 @@ impl QuantizationConfig {
             (true, Some("awq")) => Method::Awq,
             (true, Some("fp8")) => Method::Fp8,
             (true, Some("mxfp4")) => Method::Mxfp4,
+            (true, Some("vptq")) => Method::Vptq,
             (true, Some("bantam")) => Method::Bantam,
             // Early compressed-tensors configs name no method.
             (true, None) if value["config_groups"].is_object() || value["sparsity_config"].is_object() => {

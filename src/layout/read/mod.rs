@@ -13,6 +13,8 @@ mod named;
 mod parts;
 mod scales;
 mod sources;
+mod vptq;
+mod whole;
 
 use std::{
     collections::BTreeMap,
@@ -22,12 +24,13 @@ use std::{
 use super::LayoutError;
 use crate::{
     checkpoint::{Checkpoint, Dtype, TensorEntry, is_float},
-    codec::{Codec, CodecError, CodedRows, DenseRows, MatrixParameters, RowSource},
+    codec::{CodecError, CodedRows, Coding, DenseRows, MatrixParameters, Rotations, RowSource, Whole},
 };
 use config::{Method, QuantizationConfig};
 use matrix::CodedMatrix;
 use parts::Parts;
 use sources::{CodedSource, SparseMatrix, SparseSource, TurnedSource};
+use whole::{WholeCodes, WholeMatrix, WholeSource};
 
 /// The format of a tensor that is stored as it is.
 const PLAIN: &str = "plain";
@@ -43,14 +46,16 @@ pub struct LogicalTensor {
     pub dtype: Dtype,
     /// The number format; `None` for plain tensors, and for stored forms that no codec describes
     /// (see [`LogicalTensor::is_plain`]).
-    pub codec: Option<Codec>,
+    pub codec: Option<Coding>,
     /// The stored form: `plain`, `compressed-tensors`, `gptq`, `gptq-act-order`, `awq`, `fp8-block-inverse`,
-    /// `mxfp4-blocks`, `sparse-24-bitmask`, `bantam`.
+    /// `mxfp4-blocks`, `sparse-24-bitmask`, `vptq`, `bantam`.
     pub format: &'static str,
     /// The stored tensors it is made of (for a plain tensor its own name).
     pub parts: Vec<String>,
     /// Stored bytes of all parts.
     pub stored_bytes: u64,
+    /// Weights that are decoded and kept when any row is read; 0 where rows are decoded on their own.
+    pub decoded_at_once: u64,
 }
 
 impl LogicalTensor {
@@ -83,6 +88,11 @@ enum Stored {
         transposed: bool,
     },
     Sparse(SparseMatrix),
+    Whole {
+        matrix: WholeMatrix,
+        /// Whether the dense tensor is stored `[columns, rows]`.
+        transposed: bool,
+    },
 }
 
 /// A logical tensor that was recognised.
@@ -96,7 +106,7 @@ impl Found {
     fn matrix(parts: Parts, dtype: Dtype, matrix: CodedMatrix) -> Self {
         let shape = vec![matrix.rows, matrix.columns];
         let act_order = matrix.group_of_column.is_some();
-        let codec = if act_order { None } else { Some(matrix.codec.clone()) };
+        let codec = if act_order { None } else { Some(matrix.codec.clone().into()) };
         let format = if act_order { "gptq-act-order" } else { parts.format };
         Self {
             logical: LogicalTensor {
@@ -107,14 +117,52 @@ impl Found {
                 format,
                 parts: parts.names,
                 stored_bytes: parts.stored_bytes,
+                decoded_at_once: 0,
             },
             stored: Stored::Coded { matrix: Box::new(matrix), stack: 1, transposed: false },
         }
     }
 
+    /// A matrix in codes of the whole, or a stack of such.
+    fn whole(parts: Parts, dtype: Dtype, format: Whole, matrix: WholeMatrix, shape: Vec<usize>) -> Self {
+        Self {
+            logical: LogicalTensor {
+                name: parts.name,
+                shape,
+                dtype,
+                codec: Some(Coding::Whole(format)),
+                format: parts.format,
+                parts: parts.names,
+                stored_bytes: parts.stored_bytes,
+                decoded_at_once: (matrix.rows * matrix.columns) as u64,
+            },
+            stored: Stored::Whole { matrix, transposed: false },
+        }
+    }
+
+    /// The same matrix stored rotated.
+    fn rotated(mut self, rotations: Option<Rotations>) -> Self {
+        let Some(rotations) = rotations else { return self };
+        match self.stored {
+            Stored::Coded { matrix, stack, transposed } => {
+                let (rows, columns) = (matrix.rows / stack.max(1), matrix.columns);
+                self.logical.decoded_at_once = (rows * columns) as u64;
+                let codes = WholeCodes::Scalar(matrix);
+                let matrix = WholeMatrix { rows, columns, stack, codes, rotations: Some(rotations) };
+                self.stored = Stored::Whole { matrix, transposed };
+            }
+            Stored::Whole { ref mut matrix, .. } => matrix.rotations = Some(rotations),
+            Stored::Plain | Stored::Sparse(_) => {}
+        }
+        self
+    }
+
     /// The same matrix as a stack, or turned, with the dense tensor's shape.
     fn stacked(mut self, shape: Vec<usize>, experts: usize, turned: bool) -> Self {
         self.logical.shape = shape;
+        if let Stored::Whole { transposed, .. } = &mut self.stored {
+            *transposed = turned;
+        }
         if let Stored::Coded { stack, transposed, .. } = &mut self.stored {
             *stack = experts;
             *transposed = turned;
@@ -125,7 +173,7 @@ impl Found {
 
 /// A checkpoint or artifact as dense tensors: every coded matrix, in any layout that bantam reads, behind its dense
 /// name. Reads compressed-tensors, GPTQ v1/v2, AWQ, FP8 with `weight_scale_inv` blocks (DeepSeek-V3), MXFP4 experts
-/// (`*_blocks`/`*_scales`, gpt-oss) and our own layout.
+/// (`*_blocks`/`*_scales`, gpt-oss), VPTQ and our own layout.
 #[derive(Debug)]
 pub struct LogicalCheckpoint {
     checkpoint: Checkpoint,
@@ -163,6 +211,7 @@ impl LogicalCheckpoint {
                 format: PLAIN,
                 parts: vec![entry.name.clone()],
                 stored_bytes: entry.bytes,
+                decoded_at_once: 0,
             },
             stored: Stored::Plain,
         });
@@ -213,6 +262,13 @@ impl LogicalCheckpoint {
                 let released = AtomicUsize::new(0);
                 let source = CodedSource { checkpoint: &self.checkpoint, matrix, parameters, released };
                 (Box::new(source), *stack, *transposed)
+            }
+            Stored::Whole { matrix, transposed } => {
+                let parameters = match &matrix.codes {
+                    WholeCodes::Scalar(coded) => coded.parameters(&self.checkpoint)?,
+                    WholeCodes::Whole { .. } => MatrixParameters::default(),
+                };
+                (Box::new(WholeSource::new(&self.checkpoint, matrix, parameters)), matrix.stack, *transposed)
             }
             Stored::Sparse(matrix) => {
                 check_mask(&self.checkpoint, matrix)?;
@@ -284,8 +340,10 @@ impl LogicalCheckpoint {
 
 /// Every coded matrix of the checkpoint.
 fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Result<Vec<Found>, LayoutError> {
-    if config.method == Method::Bantam {
-        return bantam::find(checkpoint, config);
+    match config.method {
+        Method::Bantam => return bantam::find(checkpoint, config),
+        Method::Vptq => return vptq::find(checkpoint, config),
+        _ => {}
     }
     let mut found = Vec::new();
     for entry in checkpoint.tensors() {

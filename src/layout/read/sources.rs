@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Refuses rows that the matrix has not; gives their number.
-fn rows_asked(first_row: usize, values: usize, columns: usize, rows: usize) -> Result<usize, CodecError> {
+pub(super) fn rows_asked(first_row: usize, values: usize, columns: usize, rows: usize) -> Result<usize, CodecError> {
     let asked = values / columns.max(1);
     match first_row.checked_add(asked) {
         Some(end) if end <= rows && asked * columns == values => Ok(asked),

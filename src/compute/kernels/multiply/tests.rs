@@ -6,6 +6,7 @@ use crate::{
         DeviceMatrix,
         testing::{HOSTILE, devices, random, upload, upload_as, worst},
     },
+    compute::tests::fixtures::skipped,
     forward::{Matrix, multiply_transposed},
 };
 
@@ -117,10 +118,86 @@ fn deep_products_are_made_in_parts() {
 }
 
 #[test]
+fn every_tile_gives_the_same_bytes() {
+    let Some(device) = devices().into_iter().next() else { return };
+    for (index, (rows, columns, depth)) in
+        [(1, 1, 1), (137, 131, 70), (65, 67, 129), (260, 7, 33)].into_iter().enumerate()
+    {
+        // A layout for each shape: every tile is a pipeline of its own, and making them is what takes the time.
+        let (left_transposed, right_transposed) = [(false, true), (false, false), (true, false), (true, true)][index];
+        let number = [Number::F32, Number::BF16, Number::F16][index % 3];
+        let turn = |matrix: Matrix, turned: bool| if turned { transposed(&matrix) } else { matrix };
+        let (left, _) = upload_as(&device, &turn(random(rows, depth, 1), left_transposed), number);
+        let (right, _) = upload_as(&device, &turn(random(depth, columns, 2), right_transposed), number);
+        let product = Product { left_transposed, right_transposed, alpha: 0.3, beta: 0.7 };
+        let bytes = |tile: Tile| {
+            let out = upload(&device, &random(rows, columns, 3));
+            let mut batch = device.batch();
+            let views = [&left.view(), &right.view(), &out.view()];
+            product.add_by(&device, &mut batch, views, Some(tile)).unwrap();
+            batch.submit().unwrap();
+            device.read(&out.buffer).unwrap()
+        };
+        let expected = bytes(Tile::LARGE);
+        for tile in Tile::ALL {
+            assert!(tile.fits(&device.limits()), "{tile:?} is not tested here");
+            assert!(bytes(tile) == expected, "{tile:?}: {product:?}, {rows} × {columns} × {depth}");
+        }
+    }
+}
+
+#[test]
+fn the_fastest_tile_is_one_that_fits() {
+    let Some(device) = devices().into_iter().next() else { return };
+    let tile = Tile::measure(&device, [258, 80]).unwrap();
+    assert!(Tile::ALL.contains(&tile) && tile.fits(&device.limits()), "{tile:?}");
+    assert_eq!(device.memory_bytes().0, 0, "the probe's memory is given back");
+    let small = crate::compute::Limits { workgroup_memory_bytes: 4096, workgroup_invocations: 128, ..device.limits() };
+    let fitting: Vec<Tile> = Tile::ALL.into_iter().filter(|tile| tile.fits(&small)).collect();
+    assert_eq!(fitting, [Tile::SMALL]);
+}
+
+#[test]
+fn cooperative_matrices_make_the_same_product_where_there_are_some() {
+    let Some(device) = devices().into_iter().next() else { return };
+    if device.cooperative_edge().is_none() {
+        skipped(&format!("{} has no cooperative matrices", device.adapter().name));
+    }
+    for (rows, columns, depth) in [(64, 64, 64), (67, 129, 97), (16, 17, 300)] {
+        let operands = [random(rows, depth, 1), random(columns, depth, 2)];
+        let [(left, x), (right, w)] = operands.map(|matrix| upload_as(&device, &matrix, Number::F16));
+        let used = Cooperative::of(&device, [rows, columns, depth], [&left.view(), &right.view()]);
+        assert_eq!(
+            used.is_some(),
+            device.cooperative_edge().is_some(),
+            "the units are wrong by more than the tolerance"
+        );
+        let before = random(rows, columns, 3);
+        let product = Product { alpha: 2.0, beta: 0.5, ..Product::TRANSPOSED };
+        let once = || {
+            let out = upload(&device, &before);
+            let mut batch = device.batch();
+            product.add(&device, &mut batch, &left.view(), &right.view(), &out.view()).unwrap();
+            batch.submit().unwrap();
+            out.download(&device).unwrap()
+        };
+        let found = once();
+        let (exact, magnitudes) = exact(&x, &w, &before);
+        let error = worst(&found, &exact, |i| magnitudes[i]);
+        assert!(error <= TOLERANCE, "{rows} × {columns} × {depth}: {error:e}");
+        assert_eq!(found, once(), "not the same twice");
+    }
+    // F32 operands have digits that F16 would lose.
+    let wide = upload(&device, &random(64, 64, 1));
+    assert_eq!(Cooperative::of(&device, [64; 3], [&wide.view(), &wide.view()]), None);
+}
+
+#[test]
 fn large_tiles_make_the_same_product() {
     let Some(device) = devices().into_iter().next() else { return };
     let (x, w) = (random(1400, 35, 1), random(1500, 35, 2));
-    assert_eq!(edge(&device, x.rows, w.rows, 1), LARGE_EDGE, "the shape is meant for large tiles");
+    let tile = Tile::choose(&device, [x.rows, w.rows, 35], 1);
+    assert_ne!(tile, Tile::SMALL, "the shape is meant for large tiles");
     let out = DeviceMatrix::zeros(&device, "out", x.rows, w.rows).unwrap();
     let [left, right] = [&x, &w].map(|matrix| upload(&device, matrix));
     let mut batch = device.batch();

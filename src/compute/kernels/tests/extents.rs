@@ -3,7 +3,7 @@
 use super::{FORMATS, SHAPES, bits, device, floats, source, weights};
 use crate::{
     codec::range,
-    compute::kernels::{SourceFormat, convert, extents},
+    compute::kernels::{SourceFormat, convert, extents, testing::plain_device},
 };
 
 #[test]
@@ -40,31 +40,33 @@ fn conversion_keeps_all_shapes() {
 
 #[test]
 fn extremes_are_the_same_bits_as_the_processors() {
-    let Some(device) = device() else { return };
-    for (rows, columns, width) in SHAPES {
-        for format in FORMATS {
-            let (mut bytes, mut values) = weights(format, rows * columns, 11);
-            if rows * columns > 5000 && format == SourceFormat::F32 {
-                (values[17], values[4000]) = (f32::NAN, f32::NEG_INFINITY);
-                bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    // With exchange among the threads that run in step, and without.
+    for device in device().into_iter().chain(plain_device(Some(64 << 10))) {
+        for (rows, columns, width) in SHAPES {
+            for format in FORMATS {
+                let (mut bytes, mut values) = weights(format, rows * columns, 11);
+                if rows * columns > 5000 && format == SourceFormat::F32 {
+                    (values[17], values[4000]) = (f32::NAN, f32::NEG_INFINITY);
+                    bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                }
+                let buffer = device.upload("weights", &bytes).unwrap();
+                let source = source(&buffer, format, rows, columns);
+                let groups = columns.div_ceil(width);
+                let (mut low, mut high) = (vec![0.0; groups], vec![0.0; groups]);
+                let (mut magnitudes, mut extremes) = (Vec::new(), Vec::new());
+                for row in values.chunks(columns) {
+                    range::absmax_per_group(row, width, &mut high);
+                    magnitudes.extend(bits(&high));
+                    range::minmax_per_group(row, width, &mut low, &mut high);
+                    extremes.extend(low.iter().zip(&high).flat_map(|(low, high)| [low.to_bits(), high.to_bits()]));
+                }
+                let found = |magnitudes: bool| {
+                    let out = extents(&device, &source, width as u64, magnitudes).unwrap();
+                    bits(&floats(&device.read(&out).unwrap()))
+                };
+                assert!(found(true) == magnitudes, "absmax, {format:?} {rows} × {columns} by {width}");
+                assert!(found(false) == extremes, "minmax, {format:?} {rows} × {columns} by {width}");
             }
-            let buffer = device.upload("weights", &bytes).unwrap();
-            let source = source(&buffer, format, rows, columns);
-            let groups = columns.div_ceil(width);
-            let (mut low, mut high) = (vec![0.0; groups], vec![0.0; groups]);
-            let (mut magnitudes, mut extremes) = (Vec::new(), Vec::new());
-            for row in values.chunks(columns) {
-                range::absmax_per_group(row, width, &mut high);
-                magnitudes.extend(bits(&high));
-                range::minmax_per_group(row, width, &mut low, &mut high);
-                extremes.extend(low.iter().zip(&high).flat_map(|(low, high)| [low.to_bits(), high.to_bits()]));
-            }
-            let found = |magnitudes: bool| {
-                let out = extents(&device, &source, width as u64, magnitudes).unwrap();
-                bits(&floats(&device.read(&out).unwrap()))
-            };
-            assert!(found(true) == magnitudes, "absmax, {format:?} {rows} × {columns} by {width}");
-            assert!(found(false) == extremes, "minmax, {format:?} {rows} × {columns} by {width}");
         }
     }
 }

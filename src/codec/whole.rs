@@ -1,0 +1,102 @@
+//! Codes of a whole matrix: stored as a fixed list of tensors whose sizes follow from the shape, decoded all at once.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CodecError, Pyramid, ScaleFormat, VectorFormat};
+use crate::checkpoint::Dtype;
+
+/// A number format whose codes stand for several weights each.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Whole {
+    /// Points of pyramids.
+    Pyramid(Pyramid),
+    /// Indices of centroids.
+    Vector(VectorFormat),
+}
+
+/// One stored tensor of a coded matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// What follows the matrix's name.
+    pub suffix: &'static str,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+}
+
+impl StoredTensor {
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        (self.shape.iter().product::<usize>() * crate::checkpoint::bits_of(self.dtype)).div_ceil(8)
+    }
+}
+
+/// A coded matrix: the bytes of each of [`Whole::tensors`].
+pub type StoredMatrix = Vec<Vec<u8>>;
+
+impl Whole {
+    /// Its short name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Pyramid(pyramid) => pyramid.name(),
+            Self::Vector(format) => format.name(),
+        }
+    }
+
+    /// Reads a short name back; `storage` is the type of stored floats where the name implies none.
+    #[must_use]
+    pub fn parse_name(name: &str, storage: ScaleFormat) -> Option<Self> {
+        let vector = || VectorFormat::parse_name(name, storage).map(Self::Vector);
+        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector)
+    }
+
+    /// The type of stored floats.
+    #[must_use]
+    pub fn float_dtype(&self) -> Dtype {
+        match self {
+            Self::Pyramid(_) => Dtype::F16,
+            Self::Vector(format) => format.storage.into(),
+        }
+    }
+
+    /// Checks that a matrix of this shape can be coded so.
+    ///
+    /// # Errors
+    /// [`CodecError`] that says what does not go together.
+    pub fn validate(&self, rows: usize, columns: usize) -> Result<(), CodecError> {
+        match self {
+            Self::Pyramid(pyramid) => pyramid.validate(rows, columns),
+            Self::Vector(format) => format.validate(rows, columns),
+        }
+    }
+
+    /// The tensors that a valid matrix becomes, in a fixed order; none where [`Whole::validate`] refuses.
+    #[must_use]
+    pub fn tensors(&self, rows: usize, columns: usize) -> Vec<StoredTensor> {
+        let stored = |(suffix, dtype, shape)| StoredTensor { suffix, dtype, shape };
+        match self {
+            Self::Pyramid(pyramid) => {
+                pyramid.tensors(rows, columns).unwrap_or_default().into_iter().map(stored).collect()
+            }
+            Self::Vector(format) if format.validate(rows, columns).is_ok() => {
+                format.tensors(rows, columns).into_iter().map(stored).collect()
+            }
+            Self::Vector(_) => Vec::new(),
+        }
+    }
+
+    /// Turns a coded matrix back into weights, `[rows, columns]` row-major. The bytes are hostile until checked.
+    ///
+    /// # Errors
+    /// [`CodecError`] for bytes that are no codes of such a matrix.
+    pub fn decode(&self, rows: usize, columns: usize, stored: &[&[u8]]) -> Result<Vec<f32>, CodecError> {
+        match self {
+            Self::Pyramid(pyramid) => pyramid.decode(rows, columns, stored),
+            Self::Vector(format) => format.decode(rows, columns, stored, format.storage),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Matrices that are encoded as a whole, because their codes or their rotations mix rows.
+
+use super::{Context, Stripe, encoding_error, refuse_denied};
+use crate::{
+    Result,
+    codec::{CodecError, CodedMatrix, RowSource},
+    evaluate::ErrorSums,
+    forward::Matrix,
+    passes::Deviations,
+    plan::{Encode, Unit},
+    run::RunError,
+    solve::{SolveFailure, Stored, decoded, nearest},
+};
+
+/// Encodes the expert whose rows start at `first_row` (the whole matrix where there are no experts).
+pub(super) fn encode(
+    context: &Context<'_>,
+    unit: &Unit,
+    encode: &Encode,
+    source: &dyn RowSource,
+    exact: &dyn RowSource,
+    solved: &[(CodedMatrix, Deviations)],
+    first_row: usize,
+) -> Result<Stripe> {
+    let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
+    let expert = first_row / rows.max(1);
+    let failed = |error| encoding_error(context, unit, error);
+    let stored = if let Some((coded, deviations)) = solved.get(expert) {
+        let decoded = decoded(encode, coded, rows, columns).map_err(failed)?;
+        Stored { coded: coded.clone(), deviations: deviations.clone(), decoded }
+    } else {
+        let mut weights = Matrix { rows, columns, values: vec![0.0; rows * columns] };
+        source.read_rows(first_row, &mut weights.values).map_err(failed)?;
+        require_finite(&weights, first_row).map_err(failed)?;
+        nearest(encode, &unit.name, &weights).map_err(|failure| match failure {
+            SolveFailure::Codec { source, .. } => failed(source),
+            other => other.into(),
+        })?
+    };
+    refuse_denied(context, unit, &stored.deviations)?;
+    let sums = measure(exact, first_row, &stored.decoded)
+        .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
+    let pieces = match stored.coded {
+        CodedMatrix::Whole(stored) => context.layout.pack_whole(&encode.matrix, expert, stored),
+        CodedMatrix::Scalar { rows: mut coded, parameters } => {
+            coded.first_row = first_row;
+            let mut pieces = context.layout.pack(&encode.matrix, &coded);
+            if first_row == 0 {
+                pieces.extend(context.layout.pack_parameters(&encode.matrix, &parameters));
+            }
+            pieces
+        }
+    };
+    Ok(Stripe { pieces, sums, deviations: stored.deviations, on_device: false })
+}
+
+fn require_finite(weights: &Matrix, first_row: usize) -> std::result::Result<(), CodecError> {
+    match weights.values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let (row, column) = (first_row + at / weights.columns, at % weights.columns);
+            Err(CodecError::NonFinite { row, column, value: weights.values[at] })
+        }
+    }
+}
+
+/// Compares with the source row by row, as a reader of the artifact would.
+fn measure(exact: &dyn RowSource, first_row: usize, decoded: &Matrix) -> std::result::Result<ErrorSums, CodecError> {
+    let mut sums = ErrorSums::default();
+    let at_once = exact.rows_at_once().clamp(1, decoded.rows.max(1));
+    let mut weights = vec![0.0; at_once * decoded.columns];
+    for first in (0..decoded.rows).step_by(at_once) {
+        let count = at_once.min(decoded.rows - first);
+        let weights = &mut weights[..count * decoded.columns];
+        exact.read_rows(first_row + first, weights)?;
+        for (offset, weights) in weights.chunks_exact(decoded.columns.max(1)).enumerate() {
+            sums.accumulate_row(weights, decoded.row(first + offset));
+        }
+    }
+    Ok(sums)
+}
