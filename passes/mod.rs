@@ -37,6 +37,8 @@ pub enum Settings {
     Vptq(vptq::Settings),
     /// Rotation.
     Rotate(rotate::Settings),
+    /// Signs and scales of the difference from a base.
+    BitDelta(bitdelta::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -74,8 +76,17 @@ pub struct PassInfo {
 }
 
 /// All passes.
-pub const REGISTRY: &[PassInfo] =
-    &[rtn::INFO, gptq::INFO, smoothquant::INFO, smoothquant_plus::INFO, awq::INFO, rotate::INFO, pvq::INFO, vptq::INFO];
+pub const REGISTRY: &[PassInfo] = &[
+    rtn::INFO,
+    gptq::INFO,
+    smoothquant::INFO,
+    smoothquant_plus::INFO,
+    awq::INFO,
+    rotate::INFO,
+    pvq::INFO,
+    vptq::INFO,
+    bitdelta::INFO,
+];
 
 /// One matrix as a pass sees it at plan time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -295,7 +306,7 @@ impl Settings {
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
         match self {
-            Self::Rtn(_) | Self::Rotate(_) => false,
+            Self::Rtn(_) | Self::Rotate(_) | Self::BitDelta(_) => false,
             Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
             Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
         }
@@ -318,6 +329,7 @@ impl Settings {
             Self::Gptq(settings) => settings.number.codec(matrix),
             Self::Pvq(settings) => settings.choose(matrix),
             Self::Vptq(settings) => settings.choose(matrix),
+            Self::BitDelta(settings) => Ok(settings.choose()),
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
@@ -333,8 +345,8 @@ impl Settings {
         self.number().expect("only encodings are chosen").encoder(matrix, codec)
     }
 
-    /// Encodes a whole matrix (rotated already, where it is to be stored rotated) without knowing its input. Random choices
-    /// follow from `name`.
+    /// Encodes a whole matrix (rotated already, where it is to be stored rotated; the difference, where that is what is
+    /// stored) without knowing its input. Random choices follow from `name`.
     ///
     /// # Errors
     /// [`CodecError`] when the weights cannot be encoded.
@@ -363,6 +375,7 @@ impl Settings {
                     .map_err(gptq::SolveError::into_codec)?;
                 Ok((solution.tensors, solution.report.deviations))
             }
+            (Self::BitDelta(settings), Whole::Delta(_)) => Ok((settings.encode(weights), Deviations::new())),
             _ => Err(CodecError::Missing { what: "encoder for this number format" }),
         }
     }

@@ -5,6 +5,7 @@
 //! no gradients; [`crate::reverse`] trains the scales further. Beyond the paper: scales per row, scales under the inputs'
 //! second moments, and more planes of signs, each of what the ones before have left.
 
+mod settings;
 mod signs;
 #[cfg(test)]
 mod tests;
@@ -12,21 +13,15 @@ mod tests;
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
+pub use settings::{INFO, KEYS, Settings};
 pub use signs::Signs;
+
+pub use crate::codec::Share;
 
 use crate::forward::Matrix;
 
 /// Rows that one task takes.
 const BAND: usize = 64;
-
-/// How many weights share a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Share {
-    /// All of a matrix.
-    Matrix,
-    /// Those of a row.
-    Row,
-}
 
 /// One plane: signs and what they are multiplied by.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Pyramid, ScaleFormat, VectorFormat};
+use super::{CodecError, Delta, Pyramid, ScaleFormat, VectorFormat};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -13,6 +13,8 @@ pub enum Whole {
     Pyramid(Pyramid),
     /// Indices of centroids.
     Vector(VectorFormat),
+    /// Signs and scales of a difference; weights only together with the matrix that it is a difference from.
+    Delta(Delta),
 }
 
 /// One stored tensor of a coded matrix.
@@ -44,6 +46,7 @@ impl Whole {
         match self {
             Self::Pyramid(pyramid) => pyramid.name(),
             Self::Vector(format) => format.name(),
+            Self::Delta(delta) => delta.name(),
         }
     }
 
@@ -51,7 +54,8 @@ impl Whole {
     #[must_use]
     pub fn parse_name(name: &str, storage: ScaleFormat) -> Option<Self> {
         let vector = || VectorFormat::parse_name(name, storage).map(Self::Vector);
-        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector)
+        let delta = || Delta::parse_name(name).map(Self::Delta);
+        Pyramid::parse_name(name).map(Self::Pyramid).or_else(delta).or_else(vector)
     }
 
     /// The type of stored floats.
@@ -60,6 +64,7 @@ impl Whole {
         match self {
             Self::Pyramid(_) => Dtype::F16,
             Self::Vector(format) => format.storage.into(),
+            Self::Delta(_) => Dtype::F32,
         }
     }
 
@@ -71,6 +76,7 @@ impl Whole {
         match self {
             Self::Pyramid(pyramid) => pyramid.validate(rows, columns),
             Self::Vector(format) => format.validate(rows, columns),
+            Self::Delta(delta) => delta.validate(rows, columns),
         }
     }
 
@@ -85,7 +91,10 @@ impl Whole {
             Self::Vector(format) if format.validate(rows, columns).is_ok() => {
                 format.tensors(rows, columns).into_iter().map(stored).collect()
             }
-            Self::Vector(_) => Vec::new(),
+            Self::Delta(delta) if delta.validate(rows, columns).is_ok() => {
+                delta.tensors(rows, columns).into_iter().map(stored).collect()
+            }
+            Self::Vector(_) | Self::Delta(_) => Vec::new(),
         }
     }
 
@@ -97,6 +106,7 @@ impl Whole {
         match self {
             Self::Pyramid(pyramid) => pyramid.decode(rows, columns, stored),
             Self::Vector(format) => format.decode(rows, columns, stored, format.storage),
+            Self::Delta(delta) => delta.decode(rows, columns, stored),
         }
     }
 }
