@@ -87,9 +87,8 @@ impl Delta {
         let [signs, scales] = stored else {
             return Err(CodecError::Length { what: "tensors", expected: 2, got: stored.len() });
         };
-        let length = |what, expected, got| match got == expected {
-            true => Ok(()),
-            false => Err(CodecError::Length { what, expected, got }),
+        let length = |what, expected, got| {
+            if got == expected { Ok(()) } else { Err(CodecError::Length { what, expected, got }) }
         };
         length("bytes of signs", self.planes * rows * row_bytes, signs.len())?;
         length("bytes of scales", self.planes * per_plane * 4, scales.len())?;

@@ -52,7 +52,7 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
         found.push(Found { logical: logical(Parts::new(checkpoint, name, SAME), tensor), stored: Stored::Same });
     }
     for (name, tensor) in rows {
-        found.push(find_rows(checkpoint, name, tensor)?);
+        found.push(find_rows(checkpoint, &name, tensor)?);
     }
     Ok(found)
 }
@@ -79,15 +79,15 @@ fn logical(parts: Parts<'_>, tensor: BaseTensor) -> LogicalTensor {
     }
 }
 
-fn find_rows(checkpoint: &Checkpoint, name: String, tensor: BaseTensor) -> Result<Found, LayoutError> {
-    let all = elements_of(&name, &tensor)?;
+fn find_rows(checkpoint: &Checkpoint, name: &str, tensor: BaseTensor) -> Result<Found, LayoutError> {
+    let all = elements_of(name, &tensor)?;
     let columns = tensor.shape.last().copied().filter(|&columns| columns > 0 && is_float(tensor.dtype));
     let columns = columns.ok_or_else(|| LayoutError::Config {
         key: format!("rows.{name}"),
         message: format!("is {:?} {:?}, which has no rows of weights", tensor.dtype, tensor.shape),
     })?;
     let rows = all / columns;
-    let mut parts = Parts::new(checkpoint, name.clone(), ROWS);
+    let mut parts = Parts::new(checkpoint, name.to_owned(), ROWS);
     let stored = parts.required(&format!("{name}.row_indices"))?;
     let values = parts.required(&format!("{name}.row_values"))?;
     expect_type(&stored, &[Dtype::I64], "I64")?;
