@@ -1,6 +1,7 @@
 //! The passes: one file or folder each, and the registry that names them.
 
 pub mod awq;
+pub mod bitdelta;
 pub mod folding;
 pub mod gptq;
 pub mod mask;
@@ -39,6 +40,8 @@ pub enum Settings {
     Vptq(vptq::Settings),
     /// Rotation.
     Rotate(rotate::Settings),
+    /// Signs and scales of the difference from a base.
+    BitDelta(bitdelta::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -86,6 +89,7 @@ pub const REGISTRY: &[PassInfo] = &[
     mask::INFO,
     pvq::INFO,
     vptq::INFO,
+    bitdelta::INFO,
 ];
 
 /// One matrix as a pass sees it at plan time.
@@ -322,7 +326,7 @@ impl Settings {
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
         match self {
-            Self::Rtn(_) | Self::Rotate(_) => false,
+            Self::Rtn(_) | Self::Rotate(_) | Self::BitDelta(_) => false,
             Self::Mask(settings) => settings.needs_calibration(),
             Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
             Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
@@ -347,6 +351,7 @@ impl Settings {
             Self::Pvq(settings) => settings.choose(matrix),
             Self::Vptq(settings) => settings.choose(matrix),
             Self::Mask(settings) => settings.choose(matrix),
+            Self::BitDelta(settings) => Ok(settings.choose()),
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
@@ -366,8 +371,8 @@ impl Settings {
         }
     }
 
-    /// Encodes a whole matrix (rotated already, where it is to be stored rotated) without knowing its input. Random choices
-    /// follow from `name`.
+    /// Encodes a whole matrix (rotated already, where it is to be stored rotated; the difference, where that is what is
+    /// stored) without knowing its input. Random choices follow from `name`.
     ///
     /// # Errors
     /// [`CodecError`] when the weights cannot be encoded.
@@ -400,6 +405,7 @@ impl Settings {
                 let found = mask::magnitude(&weights.values, weights.rows, weights.columns, sparse.pattern())?;
                 Ok((sparse.encode(&weights.values, &found)?.into(), Deviations::new()))
             }
+            (Self::BitDelta(settings), Whole::Delta(_)) => Ok((settings.encode(weights), Deviations::new())),
             _ => Err(CodecError::Missing { what: "encoder for this number format" }),
         }
     }

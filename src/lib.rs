@@ -26,6 +26,8 @@ pub mod passes;
 
 pub mod forward;
 
+pub mod reverse;
+
 pub mod solve;
 
 pub mod plan;

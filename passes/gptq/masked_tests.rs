@@ -156,6 +156,7 @@ fn rounding_to_nearest_keeps_zeros() {
             let choice = Choice {
                 codec: codec.clone().into(),
                 rotations: None,
+                codebook_of: None,
                 mask: None,
                 activations: crate::layout::Activations::None,
             };

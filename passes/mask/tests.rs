@@ -99,7 +99,7 @@ fn sparse_gpt() -> MaskOptions {
     MaskOptions { refit: false, ..MaskOptions::default() }
 }
 
-/// SparseGPT as published, in F64: the two smallest w² / U_jj² of each quad go, one column after the other.
+/// `SparseGPT` as published, in F64: the two smallest w² / `U_jj`² of each quad go, one column after the other.
 fn published(weights: &[f32], columns: usize, hessian: &[f64]) -> Vec<f32> {
     let upper = {
         // Rows of U from the inverse by elimination: U_jj² is the pivot, and the rest follows.
@@ -263,7 +263,9 @@ fn leaving_a_pair_out_costs_what_an_exact_solve_says() {
             let block: Vec<f64> = free.iter().flat_map(|a| free.iter().map(move |b| whole[a * columns + b])).collect();
             let inverse = inverse_of(&block, free.len());
             let mut d: Vec<f64> = vec![0.0; columns];
-            pair.iter().for_each(|column| d[*column] = -f64::from(weights[*column]));
+            for column in pair {
+                d[*column] = -f64::from(weights[*column]);
+            }
             let right: Vec<f64> =
                 free.iter().map(|a| -pair.iter().map(|b| whole[a * columns + b] * d[*b]).sum::<f64>()).collect();
             for (index, column) in free.iter().enumerate() {

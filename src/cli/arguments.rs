@@ -220,6 +220,9 @@ pub struct VerifyArguments {
     /// The checkpoint it was made of: its hashes are checked and the error figures derived again
     #[arg(long, value_name = "DIR")]
     pub source: Option<PathBuf>,
+    /// The checkpoint that the differences are from, for an artifact of pass bitdelta: its hashes are checked
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// The findings as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
@@ -230,6 +233,9 @@ pub struct VerifyArguments {
 pub struct DecodeArguments {
     /// A compressed model, of bantam or of another tool
     pub artifact: PathBuf,
+    /// The checkpoint that the differences are from, for an artifact of pass bitdelta
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// The folder to write; it must not exist
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -280,6 +286,9 @@ pub struct EvalArguments {
     /// The text: .txt, .jsonl, or token ids in .safetensors
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
+    /// The checkpoint that the differences are from, for an artifact of pass bitdelta
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// The model to compare with
     #[arg(long, value_name = "DIR")]
     pub reference: Option<PathBuf>,

@@ -2,12 +2,11 @@
 
 use serde::Serialize;
 
-use super::{ByteSize, DecodeArguments, Output, meter::Meter};
+use super::{ByteSize, DecodeArguments, Output, job, meter::Meter};
 use crate::{
     ExitCode,
-    checkpoint::Checkpoint,
     decode::{Decoded, decode},
-    layout::{LogicalCheckpoint, LogicalTensor},
+    layout::LogicalTensor,
 };
 
 #[derive(Debug, Serialize)]
@@ -22,7 +21,7 @@ struct Report<'a> {
 /// # Errors
 /// When the artifact is invalid or the target cannot be written.
 pub fn execute(arguments: &DecodeArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
-    let source = LogicalCheckpoint::open(Checkpoint::open(&arguments.artifact)?)?;
+    let source = job::open_model(&arguments.artifact, arguments.base.as_ref())?;
     if source.tensors().iter().all(LogicalTensor::is_plain) {
         output.warning(&format!("{} is not compressed; its tensors are copied", arguments.artifact.display()));
     }

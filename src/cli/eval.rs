@@ -61,7 +61,7 @@ struct ComparisonReport {
 pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
     job::use_threads(arguments.threads)?;
     let device = job::open_device(arguments.device, arguments.max_device_memory, output)?.map(SharedDevice::new);
-    let source = LogicalCheckpoint::open(Checkpoint::open(&arguments.path)?)?;
+    let source = job::open_model(&arguments.path, arguments.base.as_ref())?;
     let model = Model::new(source.checkpoint().config().map(|config| &config.value), &source)?;
     let reference_source = match &arguments.reference {
         Some(path) => Some(LogicalCheckpoint::open(Checkpoint::open(path)?)?),

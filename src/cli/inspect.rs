@@ -1,5 +1,6 @@
 //! `bantam inspect`: what a checkpoint or an artifact is.
 
+mod deltas;
 mod page;
 mod statistics;
 
@@ -32,6 +33,9 @@ struct Report {
     dtypes: BTreeMap<String, Stored>,
     roles: Vec<RoleRow>,
     compressed: Option<Compressed>,
+    /// Of an artifact of differences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delta: Option<deltas::Delta>,
     notes: Vec<String>,
     artifact: Option<Artifact>,
     tensors: Vec<TensorRow>,
@@ -98,6 +102,14 @@ struct TensorRow {
 /// # Errors
 /// When the checkpoint is invalid, or a selector is wrong or matches nothing.
 pub fn execute(arguments: &InspectArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
+    if let Some(folder) = deltas::Folder::open(&arguments.path) {
+        if output.json() {
+            output.json_result(&folder)?;
+        } else {
+            output.result(&folder.render())?;
+        }
+        return Ok(ExitCode::Done);
+    }
     let checkpoint = Checkpoint::open(&arguments.path)?;
     let (tensors, logical) = match LogicalCheckpoint::open(checkpoint) {
         Ok(logical) => (logical.tensors().to_vec(), Ok(logical)),
@@ -115,6 +127,10 @@ pub fn execute(arguments: &InspectArguments, output: &Output) -> Result<ExitCode
     let shapes: Vec<_> = tensors.iter().map(|t| NamedShape { name: t.name.clone(), shape: t.shape.clone() }).collect();
     let map = ModelMap::new(checkpoint.config().map(|config| &config.value), &shapes);
     let mut report = report(&arguments.path, checkpoint, &tensors, &map, output);
+    if logical.as_ref().is_ok_and(LogicalCheckpoint::is_delta) {
+        let totals = report.artifact.as_ref().map(|artifact| &artifact.totals);
+        report.delta = Some(deltas::Delta::new(&tensors, totals));
+    }
     if let (Ok(logical), false) = (&logical, arguments.tensor.is_empty()) {
         report.statistics = statistics::gather(&arguments.tensor, logical, &map)?;
     }
@@ -183,6 +199,7 @@ fn report(path: &Path, checkpoint: &Checkpoint, tensors: &[LogicalTensor], map: 
         dtypes,
         roles: role_rows(tensors, &rows),
         compressed: compressed(tensors),
+        delta: None,
         notes: map.notes.clone(),
         artifact: artifact(checkpoint.root(), output),
         tensors: rows,

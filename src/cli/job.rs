@@ -7,6 +7,7 @@ use crate::{
     checkpoint::Checkpoint,
     compute,
     layout::LogicalCheckpoint,
+    manifest::Manifest,
     model::{ModelMap, NamedShape},
     plan::{Inputs, Options, Plan},
     recipe::{Overrides, Recipe},
@@ -31,7 +32,10 @@ pub(super) fn plan(job: &Job<'_>) -> Result<(LogicalCheckpoint, Plan), anyhow::E
     let overrides =
         Overrides { model: job.model.cloned(), out: job.out.cloned(), default_out: job.default_out.map(PathBuf::from) };
     let recipe = Recipe::read_with(job.recipe, &overrides)?;
-    let source = LogicalCheckpoint::open(Checkpoint::open(&recipe.model)?)?;
+    let mut source = open_model(&recipe.model, None)?;
+    if let Some(base) = &recipe.base {
+        source = source.with_base(open_model(base, None)?)?;
+    }
     let map = model_map(&source);
     let options = Options {
         threads: threads(job.threads),
@@ -41,6 +45,28 @@ pub(super) fn plan(job: &Job<'_>) -> Result<(LogicalCheckpoint, Plan), anyhow::E
     };
     let plan = Plan::new(Inputs { recipe: &recipe, source: &source, model: &map }, &options)?;
     Ok((source, plan))
+}
+
+/// Opens a model; one that is stored as differences together with its base, which is read once to know it again.
+pub(super) fn open_model(path: &Path, base: Option<&PathBuf>) -> Result<LogicalCheckpoint, anyhow::Error> {
+    let source = LogicalCheckpoint::open(Checkpoint::open(path)?)?;
+    let usage = |message: String, hint: &str| CliError::Usage { message, hint: Some(hint.into()) };
+    match (base, source.is_delta()) {
+        (None, false) => Ok(source),
+        (None, true) => {
+            let message = format!("{} holds differences from a base", path.display());
+            Err(usage(message, "give the checkpoint that it was made from with --base DIR").into())
+        }
+        (Some(_), false) => {
+            let message = format!("{} holds no differences: it needs no base", path.display());
+            Err(usage(message, "leave --base out").into())
+        }
+        (Some(base), true) => {
+            let base = LogicalCheckpoint::open(Checkpoint::open(base)?)?;
+            Manifest::read(path)?.require_base(path, base.checkpoint())?;
+            Ok(source.with_base(base)?)
+        }
+    }
 }
 
 /// The model map of a checkpoint's logical tensors.

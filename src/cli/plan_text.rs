@@ -79,6 +79,8 @@ fn rows(plan: &Plan) -> BTreeMap<(String, String), Row> {
     for unit in &plan.units {
         let fate = match &unit.action {
             Action::Copy => format!("{} as is", unit.codec_name()),
+            Action::Same => "the base's".to_owned(),
+            Action::Rows(_) => "the base's but for rows".to_owned(),
             Action::Decode => format!("{} decoded", unit.codec_name()),
             Action::Transform => format!("{} scaled", unit.codec_name()),
             Action::Encode(encode) if encode.choice.mask.is_some() => {

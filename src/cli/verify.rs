@@ -28,8 +28,12 @@ pub fn execute(arguments: &VerifyArguments, output: &Output) -> Result<ExitCode,
         Some(path) => Some(LogicalCheckpoint::open(Checkpoint::open(path)?)?),
         None => None,
     };
+    let base = match &arguments.base {
+        Some(path) => Some(LogicalCheckpoint::open(Checkpoint::open(path)?)?),
+        None => None,
+    };
     let meter = Meter::new(output, "verifying");
-    let findings = verify(&arguments.artifact, source.as_ref(), &|done, total| meter.bytes(done, total))?;
+    let findings = verify(&arguments.artifact, source.as_ref(), base, &|done, total| meter.bytes(done, total))?;
     meter.finish();
     let passed = findings.is_empty();
     if output.json() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
+use super::{CodecError, Delta, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -15,6 +15,8 @@ pub enum Whole {
     Vector(VectorFormat),
     /// Some of each so many weights.
     Sparse(Sparse),
+    /// Signs and scales of a difference; weights only together with the matrix that it is a difference from.
+    Delta(Delta),
 }
 
 /// One stored tensor of a coded matrix.
@@ -47,6 +49,7 @@ impl Whole {
             Self::Pyramid(pyramid) => pyramid.name(),
             Self::Vector(format) => format.name(),
             Self::Sparse(sparse) => sparse.name(),
+            Self::Delta(delta) => delta.name(),
         }
     }
 
@@ -55,7 +58,8 @@ impl Whole {
     pub fn parse_name(name: &str, storage: ScaleFormat) -> Option<Self> {
         let vector = || VectorFormat::parse_name(name, storage).map(Self::Vector);
         let sparse = || Sparse::parse_name(name, storage.into()).map(Self::Sparse);
-        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse)
+        let delta = || Delta::parse_name(name).map(Self::Delta);
+        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse).or_else(delta)
     }
 
     /// The type of stored floats.
@@ -65,6 +69,7 @@ impl Whole {
             Self::Pyramid(_) => Dtype::F16,
             Self::Vector(format) => format.storage.into(),
             Self::Sparse(sparse) => sparse.dtype,
+            Self::Delta(_) => Dtype::F32,
         }
     }
 
@@ -77,6 +82,7 @@ impl Whole {
             Self::Pyramid(pyramid) => pyramid.validate(rows, columns),
             Self::Vector(format) => format.validate(rows, columns),
             Self::Sparse(sparse) => sparse.validate(rows, columns),
+            Self::Delta(delta) => delta.validate(rows, columns),
         }
     }
 
@@ -92,7 +98,10 @@ impl Whole {
                 format.tensors(rows, columns).into_iter().map(stored).collect()
             }
             Self::Sparse(sparse) if sparse.validate(rows, columns).is_ok() => sparse.tensors(rows, columns),
-            Self::Vector(_) | Self::Sparse(_) => Vec::new(),
+            Self::Delta(delta) if delta.validate(rows, columns).is_ok() => {
+                delta.tensors(rows, columns).into_iter().map(stored).collect()
+            }
+            Self::Vector(_) | Self::Sparse(_) | Self::Delta(_) => Vec::new(),
         }
     }
 
@@ -111,6 +120,7 @@ impl Whole {
             Self::Pyramid(pyramid) => pyramid.decode(rows, columns, stored),
             Self::Vector(format) => format.decode(rows, columns, stored, format.storage),
             Self::Sparse(sparse) => sparse.decode(rows, columns, stored),
+            Self::Delta(delta) => delta.decode(rows, columns, stored),
         }
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn plan(source: &LogicalCheckpoint, dtype: Option<Dtype>, shard_bytes
         .iter()
         .map(|tensor| {
             let wanted = dtype.filter(|_| is_float(tensor.dtype)).unwrap_or(tensor.dtype);
-            let from = match tensor.is_plain() {
+            let from = match source.stored_bytes_of(&tensor.name).is_some() {
                 false => From::Codes,
                 true if wanted == tensor.dtype => From::Copy,
                 true => From::Floats,

@@ -15,7 +15,7 @@ use super::{
     places::{From, Place, Places},
 };
 use crate::{
-    checkpoint::{Dtype, TensorEntry, bits_of, decode_to_f32, encode_from_f32},
+    checkpoint::{Checkpoint, Dtype, TensorEntry, bits_of, decode_to_f32, encode_from_f32},
     evaluate::map_stripes,
     layout::LogicalCheckpoint,
     platform,
@@ -23,6 +23,9 @@ use crate::{
 
 /// Elements that are converted or copied at once.
 const CHUNK_ELEMENTS: usize = 1 << 20;
+
+/// A tensor's bytes and where they lie.
+type Stored<'a> = (&'a Checkpoint, &'a TensorEntry);
 
 struct Target {
     path: PathBuf,
@@ -65,9 +68,9 @@ pub(super) fn weights(
 
 impl Writer<'_> {
     fn tensor(&self, place: &Place) -> Result<(), DecodeError> {
-        let overflowed = match (place.from, self.source.checkpoint().tensor(&place.name)) {
-            (From::Copy, Some(entry)) => self.copy(place, entry)?,
-            (From::Floats, Some(entry)) => self.convert(place, entry)?,
+        let overflowed = match (place.from, self.source.stored_bytes_of(&place.name)) {
+            (From::Copy, Some(stored)) => self.copy(place, stored)?,
+            (From::Floats, Some(stored)) => self.convert(place, stored)?,
             _ => self.decode(place)?,
         };
         if overflowed > 0 {
@@ -77,25 +80,25 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn copy(&self, place: &Place, entry: &TensorEntry) -> Result<u64, DecodeError> {
-        let bytes = self.source.checkpoint().bytes(entry);
+    fn copy(&self, place: &Place, (checkpoint, entry): Stored<'_>) -> Result<u64, DecodeError> {
+        let bytes = checkpoint.bytes(entry);
         for (index, chunk) in bytes.chunks(CHUNK_ELEMENTS).enumerate() {
             let start = index * CHUNK_ELEMENTS;
             self.write(place, start as u64, chunk)?;
-            self.source.checkpoint().release(entry, start..start + chunk.len());
+            checkpoint.release(entry, start..start + chunk.len());
         }
         Ok(0)
     }
 
-    fn convert(&self, place: &Place, entry: &TensorEntry) -> Result<u64, DecodeError> {
-        let bytes = self.source.checkpoint().bytes(entry);
+    fn convert(&self, place: &Place, (checkpoint, entry): Stored<'_>) -> Result<u64, DecodeError> {
+        let bytes = checkpoint.bytes(entry);
         let element_bytes = bits_of(entry.dtype) / 8;
         let chunk_bytes = CHUNK_ELEMENTS * element_bytes;
         let counts = map_ranges(bytes.len().div_ceil(chunk_bytes), |index| {
             let range = index * chunk_bytes..bytes.len().min((index + 1) * chunk_bytes);
             let mut values = vec![0.0; range.len() / element_bytes];
             decode_to_f32(entry.dtype, &bytes[range.clone()], &mut values);
-            self.source.checkpoint().release(entry, range);
+            checkpoint.release(entry, range);
             self.encode(place, (index * CHUNK_ELEMENTS) as u64, &values)
         })?;
         Ok(counts.into_iter().sum())

@@ -86,7 +86,7 @@ impl Attention {
     }
 
     /// The keys that a query sees.
-    fn seen(&self, query: usize, length: usize) -> Range<usize> {
+    pub(crate) fn seen(&self, query: usize, length: usize) -> Range<usize> {
         let end = if self.causal { query + 1 } else { length };
         let start = self.window.map_or(0, |window| (query + 1).saturating_sub(window));
         start..end

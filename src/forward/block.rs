@@ -31,7 +31,7 @@ pub struct Block<'a> {
 }
 
 /// Reads one row of numbers.
-pub(super) fn vector(source: &dyn WeightSource, name: &str) -> Result<Vec<f32>, ForwardError> {
+pub(crate) fn vector(source: &dyn WeightSource, name: &str) -> Result<Vec<f32>, ForwardError> {
     let shape = source
         .shape(name)
         .ok_or_else(|| ForwardError::Tensor { tensor: name.to_owned(), problem: "is missing".to_owned() })?;
@@ -45,7 +45,7 @@ impl NormSpec {
     ///
     /// # Errors
     /// As [`WeightSource::read`].
-    pub(super) fn read(&self, source: &dyn WeightSource) -> Result<Norm, ForwardError> {
+    pub(crate) fn read(&self, source: &dyn WeightSource) -> Result<Norm, ForwardError> {
         let (weight, bias) = (format!("{}.weight", self.name), format!("{}.bias", self.name));
         let mut weight = match source.shape(&weight) {
             Some(_) => vector(source, &weight)?,

@@ -27,12 +27,15 @@ mod weights;
 
 pub use attention::Attention;
 pub use block::Block;
+pub(crate) use block::vector;
 pub use error::{ARCHITECTURES, ForwardError};
 pub use experts::{Expert, Routing};
 pub use inputs::rounded;
+pub(crate) use kernels::Norm;
 pub use kernels::{Activation, NormKind, exp};
 pub use matrix::{Matrix, multiply_transposed};
 pub use model::{Head, Model};
+pub(crate) use rope::Rotation;
 pub use spec::{After, BlockSpec, ExpertsSpec, Kind, Latent, NormSpec, RouterRule, Stage};
 pub use state::State;
 pub use store::Store;

@@ -35,13 +35,13 @@ pub struct Model {
     types: Option<String>,
     embedding_norm: Option<NormSpec>,
     project_in: Option<LinearSpec>,
-    final_norm: Option<NormSpec>,
-    project_out: Option<LinearSpec>,
+    pub(crate) final_norm: Option<NormSpec>,
+    pub(crate) project_out: Option<LinearSpec>,
     /// BERT's transform before the head: dense, activation, norm.
-    transform: Option<(LinearSpec, Activation, NormSpec)>,
-    head: Option<LinearSpec>,
-    head_bias: Option<String>,
-    logit_cap: Option<f32>,
+    pub(crate) transform: Option<(LinearSpec, Activation, NormSpec)>,
+    pub(crate) head: Option<LinearSpec>,
+    pub(crate) head_bias: Option<String>,
+    pub(crate) logit_cap: Option<f32>,
 }
 
 impl Model {

@@ -33,10 +33,10 @@ enum Scaling {
 /// Cosines and sines of all positions: `[length, dimensions / 2]` each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotation {
-    pub(super) half: usize,
-    pub(super) interleaved: bool,
-    pub(super) cosines: Vec<f32>,
-    pub(super) sines: Vec<f32>,
+    pub(crate) half: usize,
+    pub(crate) interleaved: bool,
+    pub(crate) cosines: Vec<f32>,
+    pub(crate) sines: Vec<f32>,
 }
 
 /// YaRN's growth of the attention's temperature, §3.4.

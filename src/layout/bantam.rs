@@ -71,7 +71,7 @@ fn is_stored(matrix: &MatrixSpec, whole: &Whole, suffix: &str) -> bool {
 }
 
 /// The tensors of codes of the whole matrix, one after the other for each expert.
-fn whole_tensors(matrix: &MatrixSpec, whole: &Whole) -> Vec<TensorSpec> {
+pub(super) fn whole_tensors(matrix: &MatrixSpec, whole: &Whole) -> Vec<TensorSpec> {
     let stored = whole.tensors(matrix.expert_rows(), matrix.columns).into_iter();
     let stored = stored.filter(|stored| is_stored(matrix, whole, stored.suffix));
     stored
@@ -139,6 +139,12 @@ impl Layout for Bantam {
         }
         if matrix.experts.is_some_and(|experts| experts == 0 || !matrix.rows.is_multiple_of(experts)) {
             return Err(Refusal::Shape(format!("the experts of `{}` do not divide its rows", matrix.name)));
+        }
+        if let Some(Whole::Delta(_)) = matrix.codec.whole() {
+            return Err(Refusal::Format(format!(
+                "layout `bantam` holds whole weights, but `{}` is to be a difference; use layout `delta`",
+                matrix.name
+            )));
         }
         let Some(codec) = matrix.codec.scalar() else { return Ok(()) };
         let of_all_experts = codec.granularity == Granularity::Tensor || codec.scale == ScaleFormat::E4M3OverGlobal;
@@ -246,54 +252,59 @@ impl Layout for Bantam {
         if matrices.is_empty() {
             return None;
         }
-        // The number of outliers differs from matrix to matrix; it stands in the tensors' shapes.
-        let mut groups: Vec<(Value, Map<String, Value>)> = Vec::new();
-        let mut codebooks: Vec<Map<String, Value>> = Vec::new();
-        for matrix in matrices {
-            let (name, outliers, scale) = match &matrix.codec {
-                Coding::Scalar(codec) => {
-                    let name = Codec { outliers: None, ..codec.clone() }.name();
-                    (name, codec.outliers.is_some(), Dtype::from(codec.scale))
-                }
-                Coding::Whole(whole) => (whole.name(), false, whole.float_dtype()),
-            };
-            let mut key = json!({
-                "activations": matrix.activations,
-                "codec": name,
-                "dtype": matrix.dense_dtype,
-                "outliers": outliers,
-                "scale_dtype": scale,
-                "transposed": matrix.transposed,
-            });
-            if let Some(rotations) = &matrix.rotations {
-                key["rotations"] = json!(rotations);
-            }
-            let shape = json!(dense_shape(matrix));
-            let at = groups.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
-                groups.push((key, Map::new()));
-                codebooks.push(Map::new());
-                groups.len() - 1
-            });
-            groups[at].1.insert(matrix.name.clone(), shape);
-            if let Some(owner) = &matrix.codebook_of {
-                codebooks[at].insert(matrix.name.clone(), json!(owner));
-            }
-        }
-        let groups: Vec<Value> = groups
-            .into_iter()
-            .zip(codebooks)
-            .map(|((mut group, tensors), codebooks)| {
-                group["tensors"] = Value::Object(tensors);
-                if !codebooks.is_empty() {
-                    group["codebooks"] = Value::Object(codebooks);
-                }
-                group
-            })
-            .collect();
+        let groups = groups(matrices);
         let whole = |matrix: &MatrixSpec| matrix.is_whole();
         let version = if matrices.iter().any(whole) { VERSION_WHOLE } else { VERSION };
         Some(json!({ "groups": groups, "quant_method": "bantam", "version": version }))
     }
+}
+
+/// The matrices by number format, as readers find them in the configuration.
+pub(super) fn groups(matrices: &[MatrixSpec]) -> Vec<Value> {
+    // The number of outliers differs from matrix to matrix; it stands in the tensors' shapes.
+    let mut groups: Vec<(Value, Map<String, Value>)> = Vec::new();
+    let mut codebooks: Vec<Map<String, Value>> = Vec::new();
+    for matrix in matrices {
+        let (name, outliers, scale) = match &matrix.codec {
+            Coding::Scalar(codec) => {
+                let name = Codec { outliers: None, ..codec.clone() }.name();
+                (name, codec.outliers.is_some(), Dtype::from(codec.scale))
+            }
+            Coding::Whole(whole) => (whole.name(), false, whole.float_dtype()),
+        };
+        let mut key = json!({
+            "activations": matrix.activations,
+            "codec": name,
+            "dtype": matrix.dense_dtype,
+            "outliers": outliers,
+            "scale_dtype": scale,
+            "transposed": matrix.transposed,
+        });
+        if let Some(rotations) = &matrix.rotations {
+            key["rotations"] = json!(rotations);
+        }
+        let shape = json!(dense_shape(matrix));
+        let at = groups.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+            groups.push((key, Map::new()));
+            codebooks.push(Map::new());
+            groups.len() - 1
+        });
+        groups[at].1.insert(matrix.name.clone(), shape);
+        if let Some(owner) = &matrix.codebook_of {
+            codebooks[at].insert(matrix.name.clone(), json!(owner));
+        }
+    }
+    groups
+        .into_iter()
+        .zip(codebooks)
+        .map(|((mut group, tensors), codebooks)| {
+            group["tensors"] = Value::Object(tensors);
+            if !codebooks.is_empty() {
+                group["codebooks"] = Value::Object(codebooks);
+            }
+            group
+        })
+        .collect()
 }
 
 /// The shape of the dense tensor as it would be stored.

@@ -81,6 +81,20 @@ pub enum LayoutError {
         /// Its type.
         dtype: Dtype,
     },
+    /// A tensor is a difference and what it is a difference from is not there.
+    #[error("`{name}` is stored as a difference from a base checkpoint, which is not given")]
+    NeedsBase {
+        /// The tensor.
+        name: String,
+    },
+    /// The base is not the one that differences were taken from.
+    #[error("another base than the differences are from: its tensor `{name}` is {got}")]
+    OtherBase {
+        /// The tensor.
+        name: String,
+        /// What the base has.
+        got: String,
+    },
     /// Codes were asked of a tensor that is not stored in a codec.
     #[error("tensor `{name}` is stored as `{format}`, which has no codes of its own")]
     NoCodes {
@@ -119,6 +133,9 @@ impl LayoutError {
                  decode the model with the tool that wrote it, or start from the original weights"
                     .to_owned(),
             ),
+            Self::NeedsBase { .. } => {
+                Some("`bantam decode DELTA --base BASE --out DIR` gives the whole model".to_owned())
+            }
             Self::MissingPart { .. } => Some("the download may be incomplete: compare with the index file".to_owned()),
             _ => None,
         }

@@ -5,6 +5,7 @@ mod awq;
 mod bantam;
 mod compressed_tensors;
 mod compressed_tensors_config;
+mod delta;
 mod dense;
 mod error;
 mod gptq;
@@ -15,6 +16,7 @@ mod streams;
 mod vptq;
 pub mod vptq_config;
 
+pub use delta::{BaseTensor, BaseTensors};
 pub use error::LayoutError;
 pub use pieces::{Piece, scatter};
 pub use read::{LogicalCheckpoint, LogicalTensor};
@@ -43,6 +45,8 @@ pub enum LayoutName {
     Vptq,
     /// Our own documented form, for what no runtime has.
     Bantam,
+    /// Differences from a base, of which a model is made only together with the base.
+    Delta,
     /// Plain tensors; no codes.
     Dense,
 }
@@ -58,6 +62,7 @@ impl LayoutName {
             Self::Awq => "awq",
             Self::Vptq => "vptq",
             Self::Bantam => "bantam",
+            Self::Delta => "delta",
             Self::Dense => "dense",
         }
     }
@@ -224,6 +229,7 @@ pub fn layout(name: LayoutName) -> Box<dyn Layout> {
         LayoutName::Awq => Box::new(awq::Awq),
         LayoutName::Vptq => Box::new(vptq::Vptq),
         LayoutName::Bantam => Box::new(bantam::Bantam),
+        LayoutName::Delta => Box::new(delta::DeltaLayout),
         LayoutName::Dense => Box::new(dense::Dense),
     }
 }

@@ -4,9 +4,11 @@
 //! no time and no fact about the machine but the graphics processor that was used, if one was: the same recipe on the same
 //! checkpoint gives the same manifest on every processor.
 
+mod base;
 mod hash;
 mod read;
 
+pub use base::base_tensors;
 pub use hash::ContentHash;
 pub use read::ManifestError;
 
@@ -40,6 +42,9 @@ pub struct Manifest {
     pub recipe: serde_json::Value,
     /// The artifact's layout.
     pub layout: LayoutName,
+    /// Every tensor of the base that differences are from, as stored there; by name; absent where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub base: Vec<InputTensor>,
     /// Every tensor of the source, as stored there; by name.
     pub inputs: Vec<InputTensor>,
     /// Every logical tensor of the artifact; by name.
@@ -189,6 +194,7 @@ impl Manifest {
     pub fn to_json(&self) -> Result<String, ManifestError> {
         self.check_finite()?;
         let mut sorted = self.clone();
+        sorted.base.sort_by(|a, b| a.name.cmp(&b.name));
         sorted.inputs.sort_by(|a, b| a.name.cmp(&b.name));
         sorted.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         sorted.files.sort_by(|a, b| a.name.cmp(&b.name));

@@ -52,6 +52,16 @@ pub enum ManifestError {
         /// What contradicts what.
         message: String,
     },
+    /// The base is not the one that the differences are from.
+    #[error("{} is not the base of {}: {message}", base.display(), artifact.display())]
+    OtherBase {
+        /// The artifact.
+        artifact: PathBuf,
+        /// What was given as its base.
+        base: PathBuf,
+        /// Which tensor differs how.
+        message: String,
+    },
     /// A value cannot be written as JSON.
     #[error("cannot write the manifest, key `{key}`: {message}")]
     Unwritable {
@@ -120,13 +130,15 @@ impl Manifest {
             let expected = expected.map_or_else(|| "more than can be".to_owned(), |n| n.to_string());
             Err((key, format!("{dtype:?} of shape {shape:?} is {expected} bytes, not {bytes}")))
         };
-        let mut names = BTreeSet::new();
-        for input in &self.inputs {
-            let key = format!("inputs.{}", input.name);
-            if !names.insert(&input.name) {
-                return Err((key, "stands there twice".into()));
+        for (list, inputs) in [("base", &self.base), ("inputs", &self.inputs)] {
+            let mut names = BTreeSet::new();
+            for input in inputs {
+                let key = format!("{list}.{}", input.name);
+                if !names.insert(&input.name) {
+                    return Err((key, "stands there twice".into()));
+                }
+                sized(key, input.dtype, &input.shape, input.bytes)?;
             }
-            sized(key, input.dtype, &input.shape, input.bytes)?;
         }
         let mut names = BTreeSet::new();
         let mut parts = BTreeSet::new();

@@ -31,6 +31,7 @@ fn manifest() -> Manifest {
         tool: Tool::default(),
         recipe: json!({"schema": 1}),
         layout: LayoutName::Dense,
+        base: Vec::new(),
         inputs: vec![input("b"), input("a")],
         tensors: vec![output("b", Some(error)), output("a", None)],
         files: vec![FileEntry { name: "config.json".into(), bytes: 2, hash: ContentHash::of(b"{}") }],

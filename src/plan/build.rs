@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit, masks, memory, shards, small_files, solving,
+    Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit,
+    delta::{self, Shared},
+    masks, memory, shards, small_files, solving,
 };
 use crate::{
     Result,
     checkpoint::{is_float, scan_non_finite},
     codec::{Rotations, RowSource},
-    layout::{Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout},
+    layout::{
+        BaseTensors, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout,
+    },
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
     passes::{self, Choice, Kind, Matrix, Settings, mask, vptq},
@@ -88,7 +92,15 @@ impl Plan {
             masks::check(&rule.pass, rule.line, &wish.tensor.name, wish.matrix.experts, choice)?;
         }
         let mut encodes: BTreeMap<&str, Encode> = BTreeMap::new();
+        let shared =
+            inputs.source.base().filter(|_| target.name() == LayoutName::Delta).map_or_else(BTreeMap::new, |base| {
+                delta::notes(inputs.source, base, &mut notes);
+                delta::shared(inputs.source, base)
+            });
         for (wish, choice) in wishes.iter().zip(choices) {
+            if shared.get(&wish.tensor.name) == Some(&Shared::All) {
+                continue;
+            }
             match accept(inputs, target.as_ref(), wish, choice)? {
                 Ok(encode) => {
                     encodes.insert(&wish.tensor.name, encode);
@@ -111,8 +123,18 @@ impl Plan {
         {
             return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
         }
-        assemble(inputs, target.as_ref(), encodes, fallbacks, notes, solve, options)
+        let parts = Parts { encodes, shared, fallbacks, notes, solve };
+        assemble(inputs, target.as_ref(), parts, options)
     }
+}
+
+/// What was decided, before it has places.
+struct Parts<'a> {
+    encodes: BTreeMap<&'a str, Encode>,
+    shared: BTreeMap<String, Shared>,
+    fallbacks: Vec<Fallback>,
+    notes: Vec<String>,
+    solve: Option<SolvePlan>,
 }
 
 fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment]) -> Result<Vec<Wish<'a>>> {
@@ -292,10 +314,16 @@ fn accept(
         message,
     };
     let is_embedding = matches!(wish.mapped.role, Role::Embedding | Role::OtherEmbedding(_));
-    if is_embedding && target.name() != LayoutName::Bantam {
+    if is_embedding && !is_own(target.name()) {
         return Err(cannot("runtimes read embeddings dense in this layout".into()).into());
     }
-    match target.accepts(&spec) {
+    let obstacle =
+        || matches!(wish.settings, Settings::BitDelta(_)).then(|| delta::obstacle(inputs.source.base(), wish.tensor));
+    let accepted = target.accepts(&spec).and_then(|()| match obstacle().flatten() {
+        Some(message) => Err(Refusal::Shape(message)),
+        None => Ok(()),
+    });
+    match accepted {
         Ok(()) => Ok(Ok(Encode {
             pass_matrix: wish.matrix.clone(),
             pass: rule.pass.clone(),
@@ -345,15 +373,8 @@ fn keep_non_finite(
     }
 }
 
-fn assemble(
-    inputs: Inputs<'_>,
-    target: &dyn Layout,
-    mut encodes: BTreeMap<&str, Encode>,
-    fallbacks: Vec<Fallback>,
-    mut notes: Vec<String>,
-    solve: Option<SolvePlan>,
-    options: &Options,
-) -> Result<Plan> {
+fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: &Options) -> Result<Plan> {
+    let Parts { mut encodes, mut shared, fallbacks, mut notes, solve } = parts;
     let recipe = inputs.recipe;
     let checkpoint = inputs.source.checkpoint();
     let mut tensors: Vec<&LogicalTensor> = inputs.source.tensors().iter().collect();
@@ -362,6 +383,9 @@ fn assemble(
     let mut specs = Vec::with_capacity(tensors.len());
     let mut matrices = Vec::new();
     let mut dense_modules = Vec::new();
+    shared.retain(|name, _| !encodes.contains_key(name.as_str()));
+    let from_base =
+        delta::base_tensors(shared.iter().filter_map(|(name, shared)| Some((inputs.source.tensor(name)?, shared))));
     for tensor in tensors {
         let mapped = inputs.model.tensor(&tensor.name);
         let plain = || vec![TensorSpec { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone() }];
@@ -375,6 +399,13 @@ fn assemble(
                 (Action::Transform, plain())
             }
             None if !tensor.is_plain() => (Action::Decode, plain()),
+            None if shared.contains_key(&tensor.name) => match shared.remove(&tensor.name) {
+                Some(Shared::But(rows)) => {
+                    let outputs = BaseTensors::stored_rows(&tensor.name, tensor.dtype, &tensor.shape, rows.len());
+                    (Action::Rows(rows), outputs)
+                }
+                _ => (Action::Same, Vec::new()),
+            },
             None => (Action::Copy, plain()),
         };
         if !matches!(action, Action::Encode(_)) {
@@ -387,6 +418,11 @@ fn assemble(
             weights: tensor.shape.iter().map(|&length| length as u64).product(),
             parts: tensor.parts.clone(),
             source_bytes: tensor.stored_bytes,
+            base_bytes: match &action {
+                Action::Encode(_) => inputs.source.base().and_then(|base| base.tensor(&tensor.name)),
+                _ => None,
+            }
+            .map_or(0, |tensor| tensor.stored_bytes + 8 * tensor.decoded_at_once),
             coded_source: !tensor.is_plain(),
             decoded_at_once: tensor.decoded_at_once,
             action,
@@ -401,8 +437,13 @@ fn assemble(
         return Err(PlanError::Together { layout: target.name().as_str().into(), message }.into());
     }
     let files = shards::place(&mut units, specs, recipe.artifact.shard_size)?;
-    let quantization_config = target.quantization_config(&matrices, &dense_modules);
-    if quantization_config.is_some() && checkpoint.config().is_none() && target.name() != LayoutName::Bantam {
+    let mut quantization_config = target.quantization_config(&matrices, &dense_modules);
+    if target.name() == LayoutName::Delta
+        && let Some(config) = &mut quantization_config
+    {
+        from_base.add_to(config);
+    }
+    if quantization_config.is_some() && checkpoint.config().is_none() && !is_own(target.name()) {
         let (layout, model) = (target.name().as_str().into(), recipe.model.clone());
         return Err(PlanError::NoConfig { layout, model }.into());
     }
@@ -446,6 +487,11 @@ fn assemble(
     };
     plan.digest = digest(&plan);
     Ok(plan)
+}
+
+/// Whether a layout is our own, which no runtime reads.
+fn is_own(layout: LayoutName) -> bool {
+    matches!(layout, LayoutName::Bantam | LayoutName::Delta)
 }
 
 /// The module that layouts must name as dense: every other matrix that a runtime may hold as a linear layer.

@@ -81,7 +81,7 @@ struct Cost {
 
 fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
     let rows = unit.extent();
-    if matches!(unit.action, Action::Copy) {
+    if matches!(unit.action, Action::Copy | Action::Same) {
         return Cost { fixed: 0, per_row: 1, rows, step: COPY_CHUNK_BYTES, scratch: 0 };
     }
     let columns = unit.columns();
@@ -90,6 +90,7 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
     let per_row_output = unit.bytes().div_ceil(rows.max(1));
     // Decoded, and what decoding takes for a while.
     let (mut fixed, mut per_row) = (8 * unit.decoded_at_once, per_row_output);
+    fixed += unit.base_bytes;
     if unit.rows_are_contiguous() {
         per_row += per_row_source;
     } else {
@@ -116,6 +117,10 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         if let Coding::Whole(Whole::Pyramid(pyramid)) = &encode.matrix.codec {
             let padded = rows.next_multiple_of((pyramid.dimension * LANES) as u64);
             scratch += padded * columns as u64 * POINTS_BYTES_PER_WEIGHT;
+        }
+        if unit.base_bytes > 0 {
+            // The base in F32.
+            scratch += rows * columns as u64 * 4;
         }
     }
     Cost { fixed, per_row, rows, step, scratch }

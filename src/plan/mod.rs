@@ -4,6 +4,7 @@
 //! offset before a weight is read. The run then writes positions in any order; a journal only has to say "unit done".
 
 mod build;
+mod delta;
 mod disk;
 mod error;
 mod json;
@@ -98,6 +99,8 @@ pub struct Unit {
     pub source_bytes: u64,
     /// Whether the source stores it in codes.
     pub coded_source: bool,
+    /// Bytes of the base's tensor that is read beside it.
+    pub base_bytes: u64,
     /// Weights of the source that are decoded and kept when any row is read.
     pub decoded_at_once: u64,
     /// What happens.
@@ -117,7 +120,8 @@ impl Unit {
     #[must_use]
     pub fn extent(&self) -> u64 {
         match &self.action {
-            Action::Copy => self.source_bytes,
+            Action::Copy | Action::Same => self.source_bytes,
+            Action::Rows(rows) => rows.len() as u64,
             Action::Decode | Action::Transform => self.weights / self.columns().max(1) as u64,
             Action::Encode(encode) => encode.matrix.rows as u64,
         }
@@ -127,8 +131,8 @@ impl Unit {
     #[must_use]
     pub fn rows_are_contiguous(&self) -> bool {
         match &self.action {
-            Action::Copy => true,
-            Action::Decode | Action::Transform => false,
+            Action::Copy | Action::Same => true,
+            Action::Decode | Action::Transform | Action::Rows(_) => false,
             Action::Encode(encode) => !self.coded_source && !encode.matrix.transposed,
         }
     }
@@ -138,7 +142,9 @@ impl Unit {
     pub fn columns(&self) -> usize {
         match &self.action {
             Action::Encode(encode) => encode.matrix.columns,
-            Action::Copy | Action::Decode | Action::Transform => self.shape.last().copied().unwrap_or(1),
+            Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => {
+                self.shape.last().copied().unwrap_or(1)
+            }
         }
     }
 
@@ -171,6 +177,7 @@ impl Unit {
     pub fn codec_name(&self) -> String {
         match &self.action {
             Action::Encode(encode) => encode.matrix.codec.name(),
+            Action::Same | Action::Rows(_) => self.action.name().to_owned(),
             Action::Copy | Action::Decode | Action::Transform => self
                 .outputs
                 .first()
@@ -184,6 +191,10 @@ impl Unit {
 pub enum Action {
     /// The stored bytes are taken over as they are.
     Copy,
+    /// Nothing is stored: the bytes are the base's.
+    Same,
+    /// These rows are stored, ascending; all others are the base's.
+    Rows(Vec<u64>),
     /// The stored codes are turned into dense weights (a compressed source that no rule encodes).
     Decode,
     /// The weights are scaled as calibration found, and stay dense.
@@ -198,6 +209,8 @@ impl Action {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Copy => "copy",
+            Self::Same => "same",
+            Self::Rows(_) => "rows",
             Self::Decode => "decode",
             Self::Transform => "transform",
             Self::Encode(_) => "encode",

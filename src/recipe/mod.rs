@@ -37,6 +37,8 @@ pub struct Recipe {
     pub path: PathBuf,
     /// The checkpoint.
     pub model: PathBuf,
+    /// The checkpoint that the model was made from, where differences from it are stored.
+    pub base: Option<PathBuf>,
     /// Seed of every random choice.
     pub seed: u64,
     /// What to do with non-finite weights.
@@ -55,6 +57,7 @@ pub struct Recipe {
 #[derive(Debug, Clone)]
 struct Written {
     model: Option<String>,
+    base: Option<String>,
     out: Option<String>,
 }
 

@@ -17,7 +17,10 @@ use super::{
     settings::Layer,
     size::parse_bytes,
 };
-use crate::{layout::LayoutName, passes::PassInfo};
+use crate::{
+    layout::LayoutName,
+    passes::{PassInfo, bitdelta},
+};
 
 /// Largest recipe in bytes.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
@@ -26,13 +29,14 @@ const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 const TEXT_HELP: &str = "write `text = [\"…\"]` under [calibration]: files that end in .txt, .jsonl or .safetensors";
 
-const LAYOUTS: [LayoutName; 7] = [
+const LAYOUTS: [LayoutName; 8] = [
     LayoutName::CompressedTensors,
     LayoutName::Gptq,
     LayoutName::GptqV2,
     LayoutName::Awq,
     LayoutName::Vptq,
     LayoutName::Bantam,
+    LayoutName::Delta,
     LayoutName::Dense,
 ];
 
@@ -85,12 +89,17 @@ fn read_root(
     overrides: &Overrides,
     registry: &[PassInfo],
 ) -> Option<Recipe> {
-    reader.check_keys(root, "the recipe", &["schema", "model", "seed", "input", "calibration", "pass", "artifact"]);
+    reader.check_keys(
+        root,
+        "the recipe",
+        &["schema", "model", "base", "seed", "input", "calibration", "pass", "artifact"],
+    );
     check_schema(reader, root);
     let model = reader.string(root, "model", "the folder of a checkpoint").map(|model| model.value);
     if model.is_none() && overrides.model.is_none() && !root.contains_key("model") {
         missing(reader, None, "`model` is missing", "write `model = \"…\"` at the top, or give --model DIR");
     }
+    let base = reader.string(root, "base", "the folder of the checkpoint that the model was made from");
     let seed = reader.whole(root, "seed", 0).unwrap_or(0);
     let non_finite = read_input(reader, root);
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -103,18 +112,54 @@ fn read_root(
         missing(reader, None, "the recipe has no `[[pass]]`", "write `[[pass]]` and under it `use = \"int4\"`");
     }
     let (artifact, out) = read_artifact(reader, root, folder, overrides);
+    check_base(reader, base.as_ref(), &passes, artifact.as_ref());
+    let base = base.map(|base| base.value);
     let relative = |written: &str| tidy(&folder.join(written));
     Some(Recipe {
         path: path.to_owned(),
         model: overrides.model.clone().or_else(|| model.as_deref().map(relative)).unwrap_or_default(),
+        base: base.as_deref().map(relative),
         seed,
         non_finite,
         calibration,
         passes,
         artifact: artifact?,
-        written: Written { model, out },
+        written: Written { model, base, out },
         source: reader.source.clone(),
     })
+}
+
+/// A base, the pass that stores differences from it and the layout that holds them: all of them or none.
+fn check_base(
+    reader: &mut Reader<'_>,
+    base: Option<&Located<String>>,
+    passes: &[PassRule],
+    artifact: Option<&Artifact>,
+) {
+    let of_differences = |rule: &&PassRule| rule.pass == bitdelta::INFO.name;
+    let layout = artifact.map(|artifact| artifact.layout);
+    let Some(first) = passes.iter().find(of_differences) else {
+        let help = || "write `use = \"bitdelta\"` under [[pass]], or leave it out".to_owned();
+        if let Some(base) = base {
+            reader.report(Problem::at(&base.span, "`base`: no pass stores differences from it").help(help()));
+        } else if layout == Some(LayoutName::Delta) {
+            let message = "layout \"delta\" holds differences from a base, and no pass of the recipe makes them";
+            reader.report(Problem::of_all(message).help(help()));
+        }
+        return;
+    };
+    if base.is_none() {
+        let help = "write `base = \"…\"` at the top: the folder of the checkpoint that the model was made from";
+        missing(reader, Some(&first.use_span), "`bitdelta` stores differences from `base`, which is missing", help);
+    }
+    if let Some(other) = passes.iter().find(|rule| !of_differences(rule)) {
+        let message = format!("`{}` cannot stand beside `bitdelta`, which takes the weights as they are", other.pass);
+        reader.report(Problem::at(&other.use_span, message));
+    }
+    if layout.is_some_and(|layout| layout != LayoutName::Delta) {
+        let problem = Problem::at(&first.use_span, "`bitdelta` needs the layout \"delta\"");
+        reader.report(problem.help("write `layout = \"delta\"` under [artifact]".to_owned()));
+    }
 }
 
 fn missing(reader: &mut Reader<'_>, span: Option<&Range<usize>>, message: &str, help: &str) {

@@ -21,6 +21,9 @@ impl Recipe {
         if let Some(model) = &self.written.model {
             resolved["model"] = json!(model);
         }
+        if let Some(base) = &self.written.base {
+            resolved["base"] = json!(base);
+        }
         if let Some(out) = &self.written.out {
             resolved["artifact"]["out"] = json!(out);
         }
@@ -81,6 +84,7 @@ fn complete(settings: &Settings) -> Value {
         Settings::Pvq(settings) => serde_json::to_value(settings),
         Settings::Vptq(settings) => serde_json::to_value(settings),
         Settings::Rotate(settings) => serde_json::to_value(settings),
+        Settings::BitDelta(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }

@@ -13,7 +13,7 @@ use crate::{
     layout::LogicalCheckpoint,
     manifest::{
         ContentHash, FILE_NAME, Fallback, FileEntry, InputTensor, Manifest, OutputTensor, Part, RUN_LOG_NAME, SCHEMA,
-        Tool, Totals,
+        Tool, Totals, base_tensors,
     },
     plan::{Action, Plan, SmallContent, Unit},
     solve::Outcome,
@@ -195,7 +195,8 @@ fn manifest(
     };
     let recipe = plan.recipe.clone();
     let (schema, tool, layout) = (SCHEMA.to_owned(), Tool::default(), plan.layout);
-    Manifest { schema, tool, recipe, layout, inputs, tensors, files, fallbacks, totals }
+    let base = source.base().map_or_else(Vec::new, |base| base_tensors(base.checkpoint()));
+    Manifest { schema, tool, recipe, layout, base, inputs, tensors, files, fallbacks, totals }
 }
 
 fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
@@ -213,7 +214,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         .collect();
     let (passes, matrix) = match &unit.action {
         Action::Encode(encode) => (encode.passes(), Some(encode.matrix.clone())),
-        Action::Copy | Action::Decode | Action::Transform => (Vec::new(), None),
+        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None),
     };
     OutputTensor {
         name: unit.name.clone(),

@@ -234,6 +234,9 @@ pub fn staged_bytes(plan: &Plan) -> u64 {
 #[must_use]
 pub fn source_identity(source: &LogicalCheckpoint) -> String {
     let mut hasher = blake3::Hasher::new();
+    if let Some(base) = source.base() {
+        hasher.update(source_identity(base).as_bytes());
+    }
     let checkpoint = source.checkpoint();
     for file in checkpoint.files() {
         hasher.update(file_identity(&file.path).as_bytes());

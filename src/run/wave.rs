@@ -58,6 +58,10 @@ enum Work<'a> {
     Decode {
         rows: Box<dyn RowSource + 'a>,
     },
+    /// Some rows, as they are.
+    Rows {
+        rows: Box<dyn RowSource + 'a>,
+    },
     /// Whole matrices, one after the other.
     Whole {
         rows: Box<dyn RowSource + 'a>,
@@ -167,7 +171,8 @@ pub(super) fn run<'a>(
 
 fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
     let work = match &unit.action {
-        Action::Copy => Work::Copy,
+        Action::Copy | Action::Same => Work::Copy,
+        Action::Rows(_) => Work::Rows { rows: context.source.rows(&unit.name, false)? },
         Action::Decode => Work::Decode { rows: context.source.rows(&unit.name, false)? },
         Action::Transform => Work::Decode { rows: transformed(context, unit)? },
         Action::Encode(encode) => {
@@ -266,7 +271,7 @@ fn tasks(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitState<
     for (index, slab) in wave.iter().enumerate() {
         let unit = &context.plan.units[slab.unit];
         tasks.push(Task::Hash { slab: index });
-        if matches!(unit.action, Action::Copy) {
+        if matches!(unit.action, Action::Copy | Action::Same) {
             let mut at = slab.range.start;
             while at < slab.range.end {
                 let end = (at + COPY_CHUNK_BYTES).min(slab.range.end);
@@ -322,6 +327,8 @@ fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitStat
                 whole::encode(context, unit, encode, source.as_ref(), exact, solved, *first_row)
                     .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] })
             }
+            Work::Rows { rows: source } => changed_rows(context, unit, source.as_ref(), *first_row, *rows)
+                .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
             Work::Decode { rows: source } => decode_stripe(unit, source.as_ref(), *first_row, *rows)
                 .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
             Work::Copy => unreachable!("copies have chunks"),
@@ -371,7 +378,8 @@ fn copy_chunk(context: &Context<'_>, unit: &Unit, range: &Range<u64>) -> Result<
     if is_float(entry.dtype) && scan_non_finite(entry.dtype, bytes).is_some() {
         refuse_or_keep(context, unit)?;
     }
-    let output = &unit.outputs[0];
+    // Nothing is written of a tensor that is the base's.
+    let Some(output) = unit.outputs.first() else { return Ok(()) };
     context.staging.write(context.plan, output.file, output.offset + range.start, bytes)?;
     Ok(())
 }
@@ -464,6 +472,37 @@ fn decode_stripe(unit: &Unit, source: &dyn RowSource, first_row: usize, rows: us
     Ok(Stripe { pieces, ..Stripe::default() })
 }
 
+/// Some of the rows that the base does not have.
+fn changed_rows(
+    context: &Context<'_>,
+    unit: &Unit,
+    source: &dyn RowSource,
+    first: usize,
+    count: usize,
+) -> Result<Stripe> {
+    let Action::Rows(rows) = &unit.action else { unreachable!("begun with rows") };
+    let rows = &rows[first..first + count];
+    let columns = source.columns();
+    let mut values = vec![0.0; count * columns];
+    for (&row, values) in rows.iter().zip(values.chunks_exact_mut(columns.max(1))) {
+        let read = source.read_rows(row as usize, values);
+        read.map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
+    }
+    if values.iter().any(|value| !value.is_finite()) {
+        refuse_or_keep(context, unit)?;
+    }
+    let mut bytes = Vec::new();
+    encode_from_f32(unit.outputs[1].spec.dtype, &values, &mut bytes);
+    let row_bytes = bytes.len() / count.max(1);
+    let indices: Vec<u8> = rows.iter().flat_map(|row| row.to_le_bytes()).collect();
+    let piece = |tensor, offset: usize, bytes: Vec<u8>| {
+        let run = bytes.len();
+        Piece { tensor, offset: offset as u64, run, stride: run as u64, bytes }
+    };
+    let pieces = vec![piece(0, first * 8, indices), piece(1, first * row_bytes, bytes)];
+    Ok(Stripe { pieces, ..Stripe::default() })
+}
+
 /// Writes a slab's pieces, moves the hashes on, gives the source's pages back; a record when the unit is complete.
 fn finish_slab<'a>(
     context: &Context<'a>,
@@ -484,8 +523,10 @@ fn finish_slab<'a>(
     }
     let hash = |hasher: &blake3::Hasher| ContentHash::from(hasher.finalize());
     let inputs: Vec<ContentHash> = state.inputs.iter().map(hash).collect();
-    let outputs =
-        if matches!(state.work, Work::Copy) { inputs.clone() } else { state.outputs.iter().map(hash).collect() };
+    let outputs = match unit.action {
+        Action::Copy => inputs.clone(),
+        _ => state.outputs.iter().map(hash).collect(),
+    };
     let error = matches!(unit.action, Action::Encode(_)).then(|| state.sums.figures());
     let device = context.device.name().filter(|_| state.on_device);
     let deviations = std::mem::take(&mut state.deviations);

@@ -6,7 +6,7 @@ use super::Finding;
 use crate::{
     codec::RowSource,
     evaluate::{ErrorFigures, compare, map_stripes},
-    layout::LogicalCheckpoint,
+    layout::{LayoutError, LogicalCheckpoint},
     manifest::{Manifest, OutputTensor},
 };
 
@@ -29,6 +29,8 @@ fn is_coded(tensor: &OutputTensor, artifact: &LogicalCheckpoint) -> bool {
 fn read(tensor: &OutputTensor, artifact: &LogicalCheckpoint) -> Option<Finding> {
     let rows = match artifact.rows(&tensor.name, false) {
         Ok(rows) => rows,
+        // Without the base there is no more than the difference, or nothing.
+        Err(LayoutError::NeedsBase { .. }) => artifact.difference(&tensor.name)?,
         Err(error) => return Some(Finding::new("codes", &tensor.name, error.to_string())),
     };
     match non_finite(rows.as_ref()) {

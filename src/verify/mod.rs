@@ -44,7 +44,8 @@ impl Finding {
 }
 
 /// Verifies the artifact in `folder`: files, headers, hashes, sums, layout, codes; with the `source`, also that it is
-/// what the artifact was made of and that every error figure comes out again. Findings are in a fixed order.
+/// what the artifact was made of and that every error figure comes out again. With the `base`, for an artifact of
+/// differences, that it is the one; without it such differences are decoded alone. Findings are in a fixed order.
 /// `progress` is told the bytes read so far and in all, from many threads.
 ///
 /// # Errors
@@ -52,6 +53,7 @@ impl Finding {
 pub fn verify(
     folder: &Path,
     source: Option<&LogicalCheckpoint>,
+    base: Option<LogicalCheckpoint>,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Vec<Finding>, ManifestError> {
     let manifest = Manifest::read(folder)?;
@@ -76,6 +78,22 @@ pub fn verify(
         }
     };
     findings.extend(structure::logical(&manifest, &artifact));
+    let artifact = match base {
+        None => artifact,
+        Some(base) => {
+            if let Err(error) = manifest.require_base(folder, base.checkpoint()) {
+                findings.push(Finding { tensor: None, ..Finding::new("base", "", error.to_string()) });
+                return Ok(findings);
+            }
+            match artifact.with_base(base) {
+                Ok(artifact) => artifact,
+                Err(error) => {
+                    findings.push(Finding { tensor: None, ..Finding::new("base", "", error.to_string()) });
+                    return Ok(findings);
+                }
+            }
+        }
+    };
     let meter = content::Meter::new(&manifest, source, progress);
     findings.extend(content::outputs(&manifest, artifact.checkpoint(), &meter));
     if let Some(source) = source {

@@ -9,7 +9,7 @@ use std::{
 use super::Finding;
 use crate::{
     checkpoint::Checkpoint,
-    layout::{LogicalCheckpoint, MatrixSpec, Refusal, layout as layout_of},
+    layout::{BaseTensors, LayoutName, LogicalCheckpoint, MatrixSpec, Refusal, layout as layout_of},
     manifest::{ContentHash, FILE_NAME, Manifest, OutputTensor, RUN_LOG_NAME},
 };
 
@@ -223,6 +223,9 @@ fn coded(manifest: &Manifest, tensor: &OutputTensor, matrix: &MatrixSpec) -> Opt
 
 /// A tensor without codes is stored once, under its own name and shape; a copied one has its source's hash.
 fn plain(manifest: &Manifest, tensor: &OutputTensor) -> Option<Finding> {
+    if manifest.layout == LayoutName::Delta && ["same", "rows"].contains(&tensor.codec.as_str()) {
+        return from_base(manifest, tensor);
+    }
     let [part] = tensor.parts.as_slice() else {
         let message = format!("has no codes but {} parts", tensor.parts.len());
         return Some(Finding::new("layout", &tensor.name, message));
@@ -240,11 +243,35 @@ fn plain(manifest: &Manifest, tensor: &OutputTensor) -> Option<Finding> {
     None
 }
 
+/// A tensor of which the base has all or most is not stored, or by some rows.
+fn from_base(manifest: &Manifest, tensor: &OutputTensor) -> Option<Finding> {
+    let base = manifest.base.iter().find(|base| base.name == tensor.name);
+    let Some(base) = base else {
+        return Some(Finding::new(
+            "layout",
+            &tensor.name,
+            "is to be read from the base, which does not have it".into(),
+        ));
+    };
+    let fits = if tensor.codec == "same" {
+        tensor.parts.is_empty() && base.shape == tensor.shape
+    } else {
+        let count = tensor.parts.first().map_or(0, |part| part.shape.iter().product());
+        let demanded = BaseTensors::stored_rows(&tensor.name, base.dtype, &tensor.shape, count);
+        let found = tensor.parts.iter().map(|part| (&part.name, part.dtype, &part.shape));
+        demanded.iter().map(|part| (&part.name, part.dtype, &part.shape)).eq(found)
+    };
+    (!fits).then(|| Finding::new("layout", &tensor.name, "has not the parts that layout delta demands".into()))
+}
+
 /// `config.json` announces the layout to runtimes.
 pub(super) fn config(manifest: &Manifest, checkpoint: &Checkpoint) -> Vec<Finding> {
     let matrices: Vec<MatrixSpec> = manifest.tensors.iter().filter_map(|tensor| tensor.matrix.clone()).collect();
-    let expected =
-        if matrices.is_empty() { None } else { layout_of(manifest.layout).quantization_config(&matrices, &[]) };
+    let expected = if matrices.is_empty() && manifest.layout != LayoutName::Delta {
+        None
+    } else {
+        layout_of(manifest.layout).quantization_config(&matrices, &[])
+    };
     let found = checkpoint.config().and_then(|config| config.value.get("quantization_config"));
     let finding = |message: String| vec![Finding::new("config", "config.json", message)];
     match (expected, found) {

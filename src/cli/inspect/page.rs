@@ -41,6 +41,12 @@ pub(super) fn render(report: &Report, output: &Output) -> String {
         let bits = compressed.bits_per_weight;
         line(entry("compressed", &format!("{weights} weights at {bits:.3} bits each, all overhead counted")));
     }
+    if let Some(delta) = &report.delta {
+        line(entry("stored", &delta.text()));
+        if let Some(saved) = delta.saved_text() {
+            line(entry("saved", &saved));
+        }
+    }
     line(String::new());
     line(roles(report));
     if let Some(artifact) = report.artifact.as_ref().filter(|artifact| !artifact.fallbacks.is_empty()) {

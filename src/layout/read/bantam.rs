@@ -44,6 +44,16 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
         let message = format!("is {version}; this bantam reads versions {VERSION} and {VERSION_WHOLE}");
         return Err(wrong("version".to_owned(), message));
     }
+    find_groups(checkpoint, config, "bantam")
+}
+
+/// The matrices of the list `groups`; those of format `delta` are differences, and those of others are not.
+pub(super) fn find_groups(
+    checkpoint: &Checkpoint,
+    config: &QuantizationConfig,
+    format: &'static str,
+) -> Result<Vec<Found>, LayoutError> {
+    let wrong = |key: String, message: String| LayoutError::Config { key, message };
     let Value::Array(groups) = &config.value["groups"] else {
         return Err(wrong("groups".to_owned(), "is missing; expected a list".to_owned()));
     };
@@ -62,7 +72,8 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
                     Coding::Scalar(codec) => codec.scale.into(),
                     Coding::Whole(whole) => whole.float_dtype(),
                 };
-                stored == group.scale_dtype
+                let is_difference = matches!(coding, Coding::Whole(Whole::Delta(_)));
+                stored == group.scale_dtype && is_difference == (format == "delta")
             })
             .ok_or_else(|| {
                 let Group { codec, scale_dtype, .. } = &group;
@@ -74,7 +85,7 @@ pub(super) fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Resu
         for (name, shape) in &group.tensors {
             let matrix = match &coding {
                 Coding::Scalar(codec) => find_matrix(checkpoint, &group, codec, name, shape, index)?,
-                Coding::Whole(whole) => find_whole(checkpoint, &group, whole, name, shape, index)?,
+                Coding::Whole(whole) => find_whole(checkpoint, &group, whole, (name, format), shape, index)?,
             };
             found.push(matrix.rotated(group.rotations));
         }
@@ -102,7 +113,7 @@ fn find_whole(
     checkpoint: &Checkpoint,
     group: &Group,
     whole: &Whole,
-    name: &str,
+    (name, format): (&str, &'static str),
     dense_shape: &[usize],
     index: usize,
 ) -> Result<Found, LayoutError> {
@@ -112,7 +123,7 @@ fn find_whole(
     let weights = rows.checked_mul(columns).and_then(|weights| weights.checked_mul(experts.unwrap_or(1)));
     weights.filter(|&weights| weights < usize::MAX / 64).ok_or_else(|| wrong(overflow()))?;
     whole.validate(rows, columns).map_err(|error| wrong(error.to_string()))?;
-    let mut parts = Parts::new(checkpoint, name.to_owned(), "bantam");
+    let mut parts = Parts::new(checkpoint, name.to_owned(), format);
     let mut entries = Vec::new();
     for stored in whole.tensors(rows, columns) {
         let owner = group.codebooks.get(name).filter(|_| whole.is_codebook(stored.suffix));

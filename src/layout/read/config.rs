@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::LayoutError;
+use super::super::{LayoutError, delta::METHOD};
 use crate::checkpoint::{Checkpoint, Dtype};
 
 /// The quantization methods that bantam reads.
@@ -17,6 +17,7 @@ pub(super) enum Method {
     Mxfp4,
     Vptq,
     Bantam,
+    Delta,
 }
 
 /// `quantization_config` and the type that the model computes in.
@@ -60,6 +61,7 @@ impl QuantizationConfig {
             (true, Some("mxfp4")) => Method::Mxfp4,
             (true, Some("vptq")) => Method::Vptq,
             (true, Some("bantam")) => Method::Bantam,
+            (true, Some(METHOD)) => Method::Delta,
             // Early compressed-tensors configs name no method.
             (true, None) if value["config_groups"].is_object() || value["sparsity_config"].is_object() => {
                 Method::CompressedTensors

@@ -6,6 +6,7 @@ mod bantam;
 mod codes;
 mod compressed_tensors;
 mod config;
+mod delta;
 mod gptq;
 mod inputs;
 mod matrix;
@@ -16,10 +17,7 @@ mod sources;
 mod vptq;
 mod whole;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, atomic::AtomicUsize},
-};
+use std::{collections::BTreeMap, sync::atomic::AtomicUsize};
 
 use super::LayoutError;
 use crate::{
@@ -27,6 +25,7 @@ use crate::{
     codec::{CodecError, CodedRows, Coding, DenseRows, MatrixParameters, Rotations, RowSource, Whole},
 };
 use config::{Method, QuantizationConfig};
+use delta::ChangedRows;
 use matrix::CodedMatrix;
 use parts::Parts;
 use sources::{CodedSource, SparseMatrix, SparseSource, TurnedSource};
@@ -48,7 +47,7 @@ pub struct LogicalTensor {
     /// (see [`LogicalTensor::is_plain`]).
     pub codec: Option<Coding>,
     /// The stored form: `plain`, `compressed-tensors`, `gptq`, `gptq-act-order`, `awq`, `fp8-block-inverse`,
-    /// `mxfp4-blocks`, `sparse-24-bitmask`, `vptq`, `bantam`.
+    /// `mxfp4-blocks`, `sparse-24-bitmask`, `vptq`, `bantam`; beside a base `delta`, `same`, `rows`.
     pub format: &'static str,
     /// The stored tensors it is made of (for a plain tensor its own name).
     pub parts: Vec<String>,
@@ -93,6 +92,16 @@ enum Stored {
         /// Whether the dense tensor is stored `[columns, rows]`.
         transposed: bool,
     },
+    /// What is added to the base's.
+    Difference {
+        matrix: WholeMatrix,
+        /// Whether the dense tensor is stored `[columns, rows]`.
+        transposed: bool,
+    },
+    /// The base's.
+    Same,
+    /// The base's but for some rows.
+    Rows(ChangedRows),
 }
 
 /// A logical tensor that was recognised.
@@ -152,7 +161,7 @@ impl Found {
                 self.stored = Stored::Whole { matrix, transposed };
             }
             Stored::Whole { ref mut matrix, .. } => matrix.rotations = Some(rotations),
-            Stored::Plain | Stored::Sparse(_) => {}
+            Stored::Plain | Stored::Sparse(_) | Stored::Difference { .. } | Stored::Same | Stored::Rows(_) => {}
         }
         self
     }
@@ -173,12 +182,16 @@ impl Found {
 
 /// A checkpoint or artifact as dense tensors: every coded matrix, in any layout that bantam reads, behind its dense
 /// name. Reads compressed-tensors, GPTQ v1/v2, AWQ, FP8 with `weight_scale_inv` blocks (DeepSeek-V3), MXFP4 experts
-/// (`*_blocks`/`*_scales`, gpt-oss), VPTQ and our own layout.
+/// (`*_blocks`/`*_scales`, gpt-oss), VPTQ and our own layouts. What holds differences is a model only beside its base:
+/// see [`LogicalCheckpoint::with_base`].
 #[derive(Debug)]
 pub struct LogicalCheckpoint {
     checkpoint: Checkpoint,
     tensors: Vec<LogicalTensor>,
     stored: Vec<Stored>,
+    /// Whether tensors are read from a base.
+    delta: bool,
+    base: Option<Box<LogicalCheckpoint>>,
 }
 
 impl LogicalCheckpoint {
@@ -227,7 +240,8 @@ impl LogicalCheckpoint {
             });
         }
         let (tensors, stored) = all.into_iter().map(|found| (found.logical, found.stored)).unzip();
-        Ok(Self { checkpoint, tensors, stored })
+        let delta = config.method == Method::Delta;
+        Ok(Self { checkpoint, tensors, stored, delta, base: None })
     }
 
     /// The stored form.
@@ -257,6 +271,11 @@ impl LogicalCheckpoint {
         let index = self.index(name).ok_or_else(|| LayoutError::NoSuchTensor { name: name.to_owned() })?;
         let (source, stack, stored_transposed): (Box<dyn RowSource + '_>, usize, bool) = match &self.stored[index] {
             Stored::Plain => return self.plain_rows(&self.tensors[index], transposed),
+            Stored::Same => return self.same_rows(name, transposed),
+            Stored::Rows(changed) => return self.changed_rows(&self.tensors[index], changed, transposed),
+            Stored::Difference { matrix, transposed } => {
+                (self.summed(name, matrix, *transposed)?, matrix.stack, *transposed)
+            }
             Stored::Coded { matrix, stack, transposed } => {
                 let parameters = matrix.parameters(&self.checkpoint)?;
                 let released = AtomicUsize::new(0);
@@ -278,7 +297,7 @@ impl LogicalCheckpoint {
         if transposed == stored_transposed {
             return Ok(source);
         }
-        Ok(Box::new(TurnedSource { inner: source, stack, kept: Mutex::new(None) }))
+        Ok(Box::new(TurnedSource::new(source, stack)))
     }
 
     /// Canonical codes of some rows of a coded matrix. Rows are output features, experts flattened, whatever the order
@@ -343,6 +362,7 @@ fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Result<Vec<Foun
     match config.method {
         Method::Bantam => return bantam::find(checkpoint, config),
         Method::Vptq => return vptq::find(checkpoint, config),
+        Method::Delta => return delta::find(checkpoint, config),
         _ => {}
     }
     let mut found = Vec::new();

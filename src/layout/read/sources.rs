@@ -130,6 +130,12 @@ pub(super) struct TurnedSource<'a> {
     pub kept: Mutex<Option<(usize, Arc<Vec<f32>>)>>,
 }
 
+impl<'a> TurnedSource<'a> {
+    pub(super) fn new(inner: Box<dyn RowSource + 'a>, stack: usize) -> Self {
+        Self { inner, stack, kept: Mutex::new(None) }
+    }
+}
+
 impl TurnedSource<'_> {
     fn inner_rows(&self) -> usize {
         self.inner.rows() / self.stack.max(1)

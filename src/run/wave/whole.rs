@@ -3,7 +3,7 @@
 use super::{Context, Stripe, encoding_error, refuse_denied};
 use crate::{
     Result,
-    codec::{CodecError, CodedMatrix, RowSource},
+    codec::{CodecError, CodedMatrix, RowSource, Whole},
     evaluate::ErrorSums,
     forward::Matrix,
     passes::Deviations,
@@ -25,18 +25,34 @@ pub(super) fn encode(
     let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
     let expert = first_row / rows.max(1);
     let failed = |error| encoding_error(context, unit, error);
-    let stored = if let Some((coded, deviations)) = solved.get(expert) {
+    let base = base_weights(context, unit, encode, first_row)?;
+    let mut stored = if let Some((coded, deviations)) = solved.get(expert) {
         let decoded = decoded(encode, coded, rows, columns).map_err(failed)?;
         Stored { coded: coded.clone(), deviations: deviations.clone(), decoded }
     } else {
         let mut weights = Matrix { rows, columns, values: vec![0.0; rows * columns] };
         source.read_rows(first_row, &mut weights.values).map_err(failed)?;
         require_finite(&weights, first_row).map_err(failed)?;
+        if let Some(base) = &base {
+            for (weight, base) in weights.values.iter_mut().zip(&base.values) {
+                *weight -= base;
+            }
+            // Weights of a base are as hostile as others.
+            require_finite(&weights, first_row).map_err(|_| {
+                let message = format!("the difference from the base's `{}` is not finite", unit.name);
+                failed(CodecError::Stored { what: "weights", problem: message })
+            })?;
+        }
         nearest(encode, &unit.name, &weights).map_err(|failure| match failure {
             SolveFailure::Codec { source, .. } => failed(source),
             other => other.into(),
         })?
     };
+    if let Some(mut base) = base {
+        // As a reader adds them.
+        base.add(&stored.decoded);
+        stored.decoded = base;
+    }
     refuse_denied(context, unit, &stored.deviations)?;
     let sums = measure(exact, first_row, &stored.decoded)
         .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
@@ -52,6 +68,19 @@ pub(super) fn encode(
         }
     };
     Ok(Stripe { pieces, sums, deviations: stored.deviations, on_device: false })
+}
+
+/// The base's matrix, where a difference from it is stored.
+fn base_weights(context: &Context<'_>, unit: &Unit, encode: &Encode, first_row: usize) -> Result<Option<Matrix>> {
+    let (Some(Whole::Delta(_)), Some(base)) = (encode.matrix.codec.whole(), context.source.base()) else {
+        return Ok(None);
+    };
+    let mut weights = Matrix::zeros(encode.matrix.expert_rows(), encode.matrix.columns);
+    let rows = base.rows(&unit.name, encode.matrix.transposed)?;
+    let read = rows.read_rows(first_row, &mut weights.values);
+    read.map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
+    rows.release_rows(first_row..first_row + weights.rows);
+    Ok(Some(weights))
 }
 
 fn require_finite(weights: &Matrix, first_row: usize) -> std::result::Result<(), CodecError> {

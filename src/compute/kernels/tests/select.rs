@@ -22,7 +22,7 @@ fn selection_is_the_same_bits_as_the_processors() {
             // Many equal magnitudes: a quarter of the weights repeat their left neighbour with the other sign.
             let mut state = 5;
             for index in 1..rows * columns {
-                if next(&mut state) % 4 == 0 {
+                if next(&mut state).is_multiple_of(4) {
                     let (left, right) = bytes.split_at_mut(index * width);
                     right[..width].copy_from_slice(&left[(index - 1) * width..]);
                     right[width - 1] ^= 0x80;

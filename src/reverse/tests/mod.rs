@@ -1,0 +1,5 @@
+mod blocks;
+mod differences;
+mod heads;
+mod models;
+mod training;
