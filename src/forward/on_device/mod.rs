@@ -1,8 +1,8 @@
-//! The forward pass on a graphics processor: the same stages as [`Block`]'s, with the hidden states there from stage to
+//! The forward pass on a graphics processor: the same stages as [`Block`](crate::forward::Block)'s, with the hidden states there from stage to
 //! stage. What has no kernel (latent attention, routers, experts that see every token, rounded inputs) is computed here in
 //! between, with the state brought down and up again; the products of its linears stay on the device.
 //!
-//! Sums are F32 in an order of the device's own, so results are near [`Block`]'s, which are the canonical ones.
+//! Sums are F32 in an order of the device's own, so results are near [`Block`](crate::forward::Block)'s, which are the canonical ones.
 
 mod block;
 mod linears;
