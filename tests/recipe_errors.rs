@@ -63,7 +63,7 @@ error: unknown key `sede` in the recipe
   |
 3 | sede = 3
   | ^^^^
-  = expected one of `schema`, `model`, `seed`, `input`, `calibration`, `pass`, `artifact`
+  = expected one of `schema`, `model`, `base`, `seed`, `input`, `calibration`, `pass`, `artifact`
   = help: did you mean `seed`?
 
 error: unknown key `artefact` in the recipe
@@ -71,7 +71,7 @@ error: unknown key `artefact` in the recipe
   |
 6 | [artefact]
   |  ^^^^^^^^
-  = expected one of `schema`, `model`, `seed`, `input`, `calibration`, `pass`, `artifact`
+  = expected one of `schema`, `model`, `base`, `seed`, `input`, `calibration`, `pass`, `artifact`
   = help: did you mean `artifact`?"#,
     );
 }
@@ -210,7 +210,7 @@ unknown pass or preset "int-4"
   |
 4 | use = "int-4"
   |       ^^^^^^^
-  = expected a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "pvq", "vptq") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
+  = expected a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "mask_2_4", "pvq", "vptq", "bitdelta") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
   = help: did you mean `int4`?"#,
     );
 }
@@ -253,7 +253,7 @@ unknown layout "compressed_tensor"
   |
 7 | layout = "compressed_tensor"
   |          ^^^^^^^^^^^^^^^^^^^
-  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "dense"
+  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "delta", "dense"
   = help: did you mean `compressed-tensors`?"#,
     );
 }
@@ -384,7 +384,7 @@ layout = "gptq"
   |
 3 | [[pass]]
   | ^^^^^^^^
-  = help: write `use = "…"`: a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "pvq", "vptq") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
+  = help: write `use = "…"`: a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "mask_2_4", "pvq", "vptq", "bitdelta") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
 
 error: `out` is missing
  --> r.toml:5:1
