@@ -56,7 +56,7 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(docs("recipe.md"), folder.path().join("text.txt")).unwrap();
         // As much text as keeps the figures apart from chance, which moves them by a share or two anyway.
-        let pages = ["models", "checkpoints", "calibration", "quality", "forward", "performance", "cli"];
+        let pages = ["checkpoints", "calibration", "forward", "performance"];
         let text: String =
             pages.iter().map(|page| std::fs::read_to_string(docs(&format!("{page}.md"))).unwrap()).collect();
         std::fs::write(folder.path().join("evaluation.txt"), text).unwrap();
@@ -69,7 +69,7 @@ impl Bench {
 
     fn recipe(&self, name: &str, passes: &str, more: &str) -> PathBuf {
         let path = self.path(&format!("{name}.toml"));
-        let calibration = format!("[calibration]\ntext = [\"text.txt\"]\nsequences = 24\nsequence_length = 64\n{more}");
+        let calibration = format!("[calibration]\ntext = [\"text.txt\"]\nsequences = 16\nsequence_length = 64\n{more}");
         let own = ["rotate", "pvq", "vptq"].iter().any(|pass| passes.contains(&format!("\"{pass}\"")));
         let layout = if own { "bantam" } else { "compressed-tensors" };
         let text = format!("schema = 1\n{calibration}\n{passes}\n[artifact]\nlayout = \"{layout}\"\n");
