@@ -16,9 +16,9 @@ use serde_json::Value;
 
 /// How much the divergence from the dense model may differ from that of the processor's artifact, as a share.
 const DIVERGENCE_TOLERANCE: f64 = 0.02;
-/// The same where each code depends on all before: seen were 1.2 % at most, but damping that is a thousandth larger, without
+/// The same where each code depends on all before: seen were 1.9 % at most, but damping that is a thousandth larger, without
 /// a device, moves the divergence of so small a model by up to 3 %, and adapters round in their own ways.
-const SOLVED_TOLERANCE: f64 = 0.05;
+const SOLVED_TOLERANCE: f64 = 0.06;
 /// How much an evaluation on the device may differ from one without, as a share.
 const EVALUATION_TOLERANCE: f64 = 1e-4;
 const LINEARS: usize = 28;
@@ -69,7 +69,7 @@ impl Bench {
 
     fn recipe(&self, name: &str, passes: &str, more: &str) -> PathBuf {
         let path = self.path(&format!("{name}.toml"));
-        let calibration = format!("[calibration]\ntext = [\"text.txt\"]\nsequences = 16\nsequence_length = 64\n{more}");
+        let calibration = format!("[calibration]\ntext = [\"text.txt\"]\nsequences = 24\nsequence_length = 64\n{more}");
         let own = ["rotate", "pvq", "vptq"].iter().any(|pass| passes.contains(&format!("\"{pass}\"")));
         let layout = if own { "bantam" } else { "compressed-tensors" };
         let text = format!("schema = 1\n{calibration}\n{passes}\n[artifact]\nlayout = \"{layout}\"\n");
