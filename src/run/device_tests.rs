@@ -18,8 +18,9 @@ use crate::{
 };
 
 /// How much a layer's loss may differ from that of a run without a device, as a share: codes that fall to the other side of
-/// a middle, each of which all that follow depend on; 4 % were seen. That no token is missing is counted.
-const TOLERANCE: f64 = 0.08;
+/// a middle. Sums of which a batch is missing, or there twice, differ by far more. Codes that fall so change those of all
+/// layers behind, one way or the other: what is lost in the end is compared over all layers.
+const TOLERANCE: f64 = 0.03;
 const LINEARS: usize = 28;
 
 /// Destroys a device when block `block` comes.
@@ -71,12 +72,15 @@ fn assert_as_good(found: &[OutputTensor], reference: &[OutputTensor]) {
     let (found, reference): (Vec<_>, Vec<_>) =
         (found.iter().filter_map(solved).collect(), reference.iter().filter_map(solved).collect());
     assert_eq!((found.len(), reference.len()), (LINEARS, LINEARS));
+    let mut logarithms = 0.0;
     for ((name, found), (_, reference)) in found.iter().zip(&reference) {
         assert_eq!(found.tokens, reference.tokens, "{name}");
-        for (a, b) in [(found.loss_nearest, reference.loss_nearest), (found.loss, reference.loss)] {
-            assert!((a / b - 1.0).abs() < TOLERANCE, "{name}: {a} and {b}");
-        }
+        let (a, b) = (found.loss_nearest, reference.loss_nearest);
+        assert!((a / b - 1.0).abs() < TOLERANCE, "{name}: {a} and {b}");
+        logarithms += (found.loss / reference.loss).ln();
     }
+    let mean = (logarithms / LINEARS as f64).exp();
+    assert!((mean - 1.0).abs() < TOLERANCE, "losses are {mean} times those of a run without a device");
 }
 
 #[test]
