@@ -20,6 +20,7 @@ use serde_json::Value;
 
 const LENGTH: usize = 64;
 const GPTQ: &str = "[[pass]]\nuse = \"gptq\"\nbits = 4\ngroup_size = 128\nsymmetric = false\n";
+const MASKED: &str = "[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"search\"\n[[pass]]\nuse = \"gptq\"\nbits = 4\n";
 const W8A8: &str = "bits = 8\ngranularity = \"channel\"\nactivations = \"dynamic\"\n";
 
 const STATIC: &str = "bits = 8\ngranularity = \"channel\"\nactivations = \"static\"\n";
@@ -130,7 +131,9 @@ fn any_number_of_threads_gives_the_same_bytes() {
     let smoothed = format!("[[pass]]\nuse = \"smoothquant\"\nstrength = \"search\"\n[[pass]]\nuse = \"gptq\"\n{W8A8}");
     let awq = "[[pass]]\nuse = \"awq\"\n[[pass]]\nuse = \"int4-asym\"\n";
     let nearest = format!("[[pass]]\nuse = \"smoothquant\"\n[[pass]]\nuse = \"rtn\"\n{STATIC}");
-    for (name, passes) in [("gptq", GPTQ), ("smoothed", &smoothed), ("awq", awq), ("static", &nearest)] {
+    for (name, passes) in
+        [("gptq", GPTQ), ("smoothed", &smoothed), ("awq", awq), ("static", &nearest), ("masked", MASKED)]
+    {
         // More tokens than one batch has, and a tail.
         let recipe = bench.recipe(name, passes, "compressed-tensors", 37);
         let reference = bench.path(&format!("{name}-1"));
@@ -149,7 +152,7 @@ fn any_budget_gives_the_same_bytes_also_when_it_changes_on_the_way() {
     let bench = Bench::new();
     let awq = "[[pass]]\nuse = \"awq\"\n[[pass]]\nuse = \"int4-asym\"\n";
     let fixed = format!("[[pass]]\nuse = \"gptq\"\n{STATIC}");
-    for (name, passes) in [("awq", awq), ("gptq", GPTQ), ("static", &fixed)] {
+    for (name, passes) in [("awq", awq), ("gptq", GPTQ), ("static", &fixed), ("masked", MASKED)] {
         let recipe = bench.recipe(name, passes, "compressed-tensors", 37);
         let (reference, tight) = (bench.path(&format!("{name}-reference")), bench.path(&format!("{name}-tight")));
         expect_exit(&mut run(&recipe, &model(), &reference), 0);
@@ -171,6 +174,7 @@ fn killed_again_and_again_and_continued_gives_the_same_bytes() {
     // Journal lines: a head, and per block scales where there are any, seven matrices, the block itself.
     for (name, passes, points) in [
         ("gptq", GPTQ, &[1, 2, 5, 8, 9, 12, 16, 17, 22, 27, 33][..]),
+        ("masked", MASKED, &[1, 3, 9, 10, 20]),
         ("smoothed", &smoothed, &[1, 2, 9, 10, 11, 15, 37]),
         // The same and the ranges of seven inputs.
         ("static", &fixed, &[1, 3, 4, 5, 9, 17, 18, 30, 65]),

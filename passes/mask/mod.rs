@@ -9,6 +9,8 @@
 //! This module is the mathematics alone: it sees matrices, not models. It shares moments, factor, correction and the
 //! layout of chunks (rows in lanes) with `gptq`.
 
+#[cfg(test)]
+mod encode_tests;
 mod forms;
 mod magnitude;
 mod masked;

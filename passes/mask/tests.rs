@@ -7,10 +7,10 @@ use crate::{
 };
 
 /// Numbers without a pattern, the same on every machine.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    fn next(&mut self) -> f64 {
+    pub(super) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 11) as f64 / (1_u64 << 53) as f64) * 2.0 - 1.0
     }
@@ -22,7 +22,7 @@ impl Numbers {
 
 /// Second moments of inputs as language models have them: a direction that all channels share, a few strong ones, some
 /// channels far larger than the rest, neighbours correlated, heavy tails over tokens.
-fn moments(columns: usize, tokens: usize, numbers: &mut Numbers) -> Vec<f64> {
+pub(super) fn moments(columns: usize, tokens: usize, numbers: &mut Numbers) -> Vec<f64> {
     let directions = 24;
     let mix: Vec<f64> = (0..columns * directions).map(|_| numbers.normal()).collect();
     let size: Vec<f64> = (0..columns).map(|_| (numbers.normal() * 0.7).exp()).collect();
@@ -45,7 +45,7 @@ fn moments(columns: usize, tokens: usize, numbers: &mut Numbers) -> Vec<f64> {
     hessian
 }
 
-fn weights(count: usize, numbers: &mut Numbers) -> Vec<f32> {
+pub(super) fn weights(count: usize, numbers: &mut Numbers) -> Vec<f32> {
     (0..count).map(|_| (numbers.normal() * 0.05 * (numbers.normal() * 0.3).exp()) as f32).collect()
 }
 
@@ -67,7 +67,7 @@ fn row_loss(values: &[f64], target: &[f32], hessian: &[f64]) -> f64 {
     rows.map(|(row, a)| a * row.iter().zip(&d).map(|(h, b)| h * b).sum::<f64>()).sum()
 }
 
-fn loss(values: &[f32], target: &[f32], hessian: &[f64], columns: usize) -> f64 {
+pub(super) fn loss(values: &[f32], target: &[f32], hessian: &[f64], columns: usize) -> f64 {
     let wide = |row: &[f32]| row.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
     let rows = values.chunks_exact(columns).zip(target.chunks_exact(columns));
     rows.map(|(values, target)| row_loss(&wide(values), target, hessian)).sum()

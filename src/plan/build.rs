@@ -194,6 +194,8 @@ fn rotations(inputs: Inputs<'_>, assignments: &[Assignment]) -> Result<BTreeMap<
             Settings::Rotate(settings) => {
                 rotations.insert(tensor.clone(), settings.rotations(inputs.recipe.seed));
             }
+            // Masks say themselves what they do not go with.
+            Settings::Mask(_) => {}
             _ if rule.kind == Kind::Transform && rotations.contains_key(tensor) => {
                 let (pass, line, tensor) = (rule.pass.clone(), rule.line, tensor.clone());
                 return Err(PlanError::ScaledAfterRotation { pass, line, tensor }.into());
