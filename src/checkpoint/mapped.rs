@@ -10,6 +10,10 @@ use crate::platform::{MapWatch, watch_map};
 /// What Linux maps around a page that is touched (`fault_around_bytes`, 64 KiB unless changed), on either side of it.
 const FAULT_AROUND_BYTES: usize = 64 << 10;
 
+/// The largest piece of a file that Linux caches, and so maps, as one (a folio of the size of a huge page, at a multiple
+/// of its size): a fault anywhere in it can map it whole.
+const LARGEST_FOLIO_BYTES: usize = 2 << 20;
+
 /// A mapped file.
 #[derive(Debug)]
 pub(super) struct MappedFile {
@@ -43,15 +47,15 @@ impl MappedFile {
     }
 
     /// Gives the pages that a range touches back to the system, and those that came along with them: a fault maps the
-    /// pages around it too. Pages at the ends may hold a neighbour's bytes: reading those again costs a page fault,
-    /// keeping them would let memory grow with the number of tensors.
+    /// pages around it too, and the folio that holds it. Pages at the ends may hold a neighbour's bytes: reading those
+    /// again costs a page fault, keeping them would let memory grow with the number of tensors.
     #[cfg(unix)]
     #[expect(unsafe_code, reason = "memmap2 marks this advice unsafe")]
     pub(super) fn release(&self, range: Range<usize>) {
-        let page = crate::platform::page_bytes();
-        let start = range.start.saturating_sub(FAULT_AROUND_BYTES) / page * page;
-        let end = range.end.saturating_add(FAULT_AROUND_BYTES).next_multiple_of(page);
-        let end = end.min(self.map.len());
+        let multiple = LARGEST_FOLIO_BYTES.max(crate::platform::page_bytes());
+        let start = range.start.saturating_sub(FAULT_AROUND_BYTES) / multiple * multiple;
+        let end = range.end.saturating_add(FAULT_AROUND_BYTES).min(self.map.len());
+        let end = end.checked_next_multiple_of(multiple).map_or(self.map.len(), |end| end.min(self.map.len()));
         if range.is_empty() || start >= end {
             return;
         }
