@@ -8,6 +8,7 @@ pub mod mask;
 pub mod pvq;
 pub mod rotate;
 pub mod rtn;
+mod setting;
 pub mod smoothquant;
 pub mod smoothquant_plus;
 pub mod vptq;

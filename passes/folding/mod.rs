@@ -6,7 +6,7 @@ mod loss;
 #[cfg(test)]
 pub(super) mod tests;
 
-pub(super) use keys::{fold_kinds, known_keys, switch, within};
+pub(super) use keys::{fold_kinds, switch, within};
 pub use loss::{LossRows, Measure};
 use serde::Serialize;
 

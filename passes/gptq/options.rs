@@ -19,6 +19,21 @@ pub enum Order {
     Conditional,
 }
 
+impl Order {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::None, Self::Activation, Self::Conditional];
+
+    /// The word for it in recipes and manifests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Activation => "activation",
+            Self::Conditional => "conditional",
+        }
+    }
+}
+
 /// How to solve.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SolveOptions {

@@ -1,13 +1,13 @@
 //! What a recipe may say about `pvq`.
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use toml::{Table, Value};
+use toml::Table;
 
 use super::SolveOptions;
 use crate::{
     codec::{Pyramid, Rotations, Whole, pyramid::choices},
     layout::Activations,
-    passes::{Choice, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, gptq::Order},
+    passes::{Choice, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, setting::Setting},
 };
 
 /// The registry entry.
@@ -74,12 +74,7 @@ impl Serialize for Settings {
         if let Some(gain_bits) = self.gain_bits {
             map.serialize_entry("gain_bits", &gain_bits)?;
         }
-        let order = match self.solve.order {
-            Order::None => "none",
-            Order::Activation => "activation",
-            Order::Conditional => "conditional",
-        };
-        map.serialize_entry("order", order)?;
+        map.serialize_entry("order", self.solve.order.name())?;
         if let Some(pulses) = self.pulses {
             map.serialize_entry("pulses", &pulses)?;
         }
@@ -88,14 +83,6 @@ impl Serialize for Settings {
         map.serialize_entry("sweeps", &self.solve.sweeps)?;
         map.end()
     }
-}
-
-fn wrong(key: &str, expected: &str, got: &Value) -> SettingError {
-    SettingError { key: key.to_owned(), message: format!("expected {expected}, got {got}") }
-}
-
-fn refuse(key: &str, message: String) -> SettingError {
-    SettingError { key: key.to_owned(), message }
 }
 
 impl Settings {
@@ -108,53 +95,39 @@ impl Settings {
         let mut settings =
             Self { bits: None, dimension: None, pulses: None, gain_bits: None, rotate: true, calibrated: true, solve };
         for (key, value) in table {
-            let solve = &mut settings.solve;
-            match (key.as_str(), value) {
-                ("asymmetric", Value::Boolean(on)) => solve.drift_share = if *on { solve.drift_share } else { 0.0 },
-                ("rotate", Value::Boolean(on)) => settings.rotate = *on,
-                ("calibrated", Value::Boolean(on)) => settings.calibrated = *on,
-                ("bits", Value::Float(bits)) if (0.1..=16.0).contains(bits) => settings.bits = Some(*bits),
-                ("bits", Value::Integer(bits)) if (1..=16).contains(bits) => settings.bits = Some(*bits as f64),
-                ("dimension", Value::Integer(rows)) if (2..=128).contains(rows) => {
-                    settings.dimension = Some(*rows as usize);
-                }
-                ("pulses", Value::Integer(pulses)) if (1..=4095).contains(pulses) => {
-                    settings.pulses = Some(*pulses as u32);
-                }
-                ("gain_bits", Value::Integer(bits)) if (1..=8).contains(bits) => settings.gain_bits = Some(*bits as u8),
-                ("block_size", Value::Integer(size)) if (1..=65536).contains(size) => solve.block_size = *size as usize,
-                ("rounds", Value::Integer(rounds)) if (0..=20).contains(rounds) => solve.rounds = *rounds as usize,
-                ("sweeps", Value::Integer(sweeps)) if (1..=8).contains(sweeps) => solve.sweeps = *sweeps as usize,
-                ("damping", Value::Float(share)) if *share > 0.0 && *share <= 10.0 => solve.damping = *share,
-                ("damping", Value::Integer(share)) if (1..=10).contains(share) => solve.damping = *share as f64,
-                ("order", Value::String(word)) if word == "conditional" => solve.order = Order::Conditional,
-                ("order", Value::String(word)) if word == "activation" => solve.order = Order::Activation,
-                ("order", Value::String(word)) if word == "none" => solve.order = Order::None,
-                ("asymmetric" | "rotate" | "calibrated", _) => return Err(wrong(key, "true or false", value)),
-                ("bits", _) => return Err(wrong(key, "bits per weight from 0.1 to 16.0", value)),
-                ("dimension", _) => return Err(wrong(key, "a whole number from 2 to 128", value)),
-                ("pulses", _) => return Err(wrong(key, "a whole number from 1 to 4095", value)),
-                ("gain_bits" | "sweeps", _) => return Err(wrong(key, "a whole number from 1 to 8", value)),
-                ("block_size", _) => return Err(wrong(key, "a whole number from 1 to 65536", value)),
-                ("rounds", _) => return Err(wrong(key, "a whole number from 0 to 20", value)),
-                ("damping", _) => return Err(wrong(key, "a number above 0.0, at most 10.0", value)),
-                ("order", _) => return Err(wrong(key, "\"conditional\", \"activation\" or \"none\"", value)),
-                _ => {
-                    return Err(refuse(key, format!("`pvq` has no such setting; it has {}", KEYS.join(", "))));
-                }
-            }
+            settings.take(&Setting { key, value })?;
         }
         match (settings.bits, settings.pulses) {
             (Some(_), Some(_)) => {
-                return Err(refuse("pulses", "`bits` chooses the pulses; give one of the two".to_owned()));
+                return Err(SettingError::new("pulses", "`bits` chooses the pulses; give one of the two"));
             }
             (None, None) => settings.bits = Some(DEFAULT_BITS),
             (None, Some(_)) if settings.dimension.is_none() || settings.gain_bits.is_none() => {
-                return Err(refuse("pulses", "needs `dimension` and `gain_bits` beside it".to_owned()));
+                return Err(SettingError::new("pulses", "needs `dimension` and `gain_bits` beside it"));
             }
             _ => {}
         }
         Ok(settings)
+    }
+
+    fn take(&mut self, setting: &Setting<'_>) -> Result<(), SettingError> {
+        let solve = &mut self.solve;
+        match setting.key {
+            "asymmetric" => solve.drift_share = if setting.switch()? { solve.drift_share } else { 0.0 },
+            "rotate" => self.rotate = setting.switch()?,
+            "calibrated" => self.calibrated = setting.switch()?,
+            "bits" => self.bits = Some(setting.bits()?),
+            "dimension" => self.dimension = Some(setting.whole(2, 128)?),
+            "pulses" => self.pulses = Some(setting.whole(1, 4095)? as u32),
+            "gain_bits" => self.gain_bits = Some(setting.whole(1, 8)? as u8),
+            "block_size" => solve.block_size = setting.whole(1, 65536)?,
+            "rounds" => solve.rounds = setting.whole(0, 20)?,
+            "sweeps" => solve.sweeps = setting.whole(1, 8)?,
+            "damping" => solve.damping = setting.positive(10.0)?,
+            "order" => solve.order = setting.order()?,
+            key => return Err(SettingError::unknown(key, "pvq", KEYS)),
+        }
+        Ok(())
     }
 
     /// The format of one matrix: what is given, or what is expected to lose least within the bits.
@@ -166,7 +139,9 @@ impl Settings {
         let pyramid = match (self.dimension, self.pulses, self.gain_bits, self.bits) {
             (Some(dimension), Some(pulses), Some(gain_bits), None) => {
                 let pyramid = Pyramid { dimension, pulses, gain_bits };
-                pyramid.validate(rows, matrix.columns).map_err(|error| refuse("pulses", error.to_string()))?;
+                pyramid
+                    .validate(rows, matrix.columns)
+                    .map_err(|error| SettingError::new("pulses", error.to_string()))?;
                 pyramid
             }
             (dimension, _, gain_bits, bits) => {
@@ -177,7 +152,7 @@ impl Settings {
                 };
                 let found = choices(rows, matrix.columns, bits).into_iter().find(wanted);
                 let message = || format!("nothing stores a matrix of {rows} × {} in so few bits", matrix.columns);
-                found.map(|(pyramid, _)| pyramid).ok_or_else(|| refuse("bits", message()))?
+                found.map(|(pyramid, _)| pyramid).ok_or_else(|| SettingError::new("bits", message()))?
             }
         };
         let rotations = self.rotate.then_some(Rotations { seed: matrix.seed, inputs: true, outputs: true });

@@ -13,7 +13,8 @@ use serde::{Serialize, Serializer};
 pub use super::folding::{Channels, Chosen, Consumer, FoldKind, FoldStatistics, OwnedStatistics, rescale_statistics};
 use super::{
     SettingError,
-    folding::{LossRows, fold_kinds, known_keys, within},
+    folding::{LossRows, fold_kinds, within},
+    setting::known_keys,
 };
 
 /// The registry entry.

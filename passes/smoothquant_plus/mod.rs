@@ -12,9 +12,8 @@ use serde::Serialize;
 
 use super::{
     SettingError,
-    folding::{
-        Channels, Chosen, Consumer, FoldKind, FoldStatistics, LossRows, Measure, fold_kinds, known_keys, switch, within,
-    },
+    folding::{Channels, Chosen, Consumer, FoldKind, FoldStatistics, LossRows, Measure, fold_kinds, switch, within},
+    setting::known_keys,
     smoothquant,
 };
 

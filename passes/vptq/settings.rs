@@ -1,13 +1,13 @@
 //! What a recipe may say about `vptq`.
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use toml::{Table, Value};
+use toml::Table;
 
 use super::{SolveOptions, choose};
 use crate::{
     codec::{Coding, OutlierColumns, VectorFormat, Whole},
     layout::Activations,
-    passes::{Choice, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, gptq::Order},
+    passes::{Choice, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, setting::Setting},
 };
 
 /// The registry entry.
@@ -100,12 +100,7 @@ impl Serialize for Settings {
         map.serialize_entry("damping", &self.solve.damping)?;
         map.serialize_entry("groups", &self.groups)?;
         map.serialize_entry("norm", &self.norm)?;
-        let order = match self.solve.order {
-            Order::None => "none",
-            Order::Activation => "activation",
-            Order::Conditional => "conditional",
-        };
-        map.serialize_entry("order", order)?;
+        map.serialize_entry("order", self.solve.order.name())?;
         map.serialize_entry("outliers", &self.outliers)?;
         map.serialize_entry("outlier_vector_length", &self.outlier_vector_length)?;
         map.serialize_entry("outlier_centroids", &self.outlier_centroids)?;
@@ -115,10 +110,6 @@ impl Serialize for Settings {
         map.serialize_entry("sweeps", &self.solve.sweeps)?;
         map.end()
     }
-}
-
-fn refuse(key: &str, message: String) -> SettingError {
-    SettingError { key: key.to_owned(), message }
 }
 
 impl Settings {
@@ -144,65 +135,50 @@ impl Settings {
             solve: SolveOptions::default(),
         };
         for (key, value) in table {
-            settings.take(key, value)?;
+            settings.take(&Setting { key, value })?;
         }
         if settings.shared && !settings.calibrated {
-            let message = "codebooks are shared where matrices are found together, which needs `calibrated`".to_owned();
-            return Err(refuse("shared", message));
+            let message = "codebooks are shared where matrices are found together, which needs `calibrated`";
+            return Err(SettingError::new("shared", message));
         }
         match (settings.bits, settings.vector_length, settings.centroids) {
             (None, Some(_), Some(_)) => {}
             (None, None, None) if settings.residual_centroids == 0 => settings.bits = Some(DEFAULT_BITS),
             (Some(_), None, None) if settings.residual_centroids == 0 => {}
             (Some(_), ..) => {
-                let message = "`bits` chooses vectors and codebooks; give one of the two".to_owned();
-                return Err(refuse("bits", message));
+                let message = "`bits` chooses vectors and codebooks; give one of the two";
+                return Err(SettingError::new("bits", message));
             }
-            _ => return Err(refuse("centroids", "`vector_length` and `centroids` go together".to_owned())),
+            _ => return Err(SettingError::new("centroids", "`vector_length` and `centroids` go together")),
         }
         Ok(settings)
     }
 
-    fn take(&mut self, key: &str, value: &Value) -> Result<(), SettingError> {
-        let wrong = |expected: &str| refuse(key, format!("expected {expected}, got {value}"));
-        let switch = || value.as_bool().ok_or_else(|| wrong("true or false"));
-        let whole = |low: i64, high: i64| {
-            let number = value.as_integer().filter(|number| (low..=high).contains(number));
-            number.map(|number| number as usize).ok_or_else(|| wrong(&format!("a whole number from {low} to {high}")))
-        };
-        let number = |low: f64, high: f64, expected: &str| {
-            let number = value.as_float().or_else(|| value.as_integer().map(|number| number as f64));
-            number.filter(|number| (low..=high).contains(number)).ok_or_else(|| wrong(expected))
-        };
-        match key {
-            "asymmetric" => self.solve.drift_share = if switch()? { self.solve.drift_share } else { 0.0 },
-            "norm" => self.norm = switch()?,
-            "shared" => self.shared = switch()?,
-            "permute" => self.permute = switch()?,
-            "calibrated" => self.calibrated = switch()?,
-            "bits" => self.bits = Some(number(0.1, 16.0, "bits per weight from 0.1 to 16.0")?),
-            "damping" => self.solve.damping = number(1e-9, 10.0, "a number above 0.0, at most 10.0")?,
-            "outliers" => self.outliers = number(0.0, 0.5, "a share from 0.0 to 0.5")?,
-            "vector_length" => self.vector_length = Some(whole(1, 64)?),
-            "centroids" => self.centroids = Some(whole(2, 65536)?),
-            "residual_centroids" => self.residual_centroids = whole(0, 65536)?,
-            "largest_codebook" => self.largest_codebook = whole(16, 65536)?,
-            "groups" => self.groups = whole(1, 65536)?,
-            "outlier_vector_length" => self.outlier_vector_length = whole(2, 64)?,
-            "outlier_centroids" => self.outlier_centroids = whole(2, 65536)?,
-            "beam" => self.solve.beam = whole(1, 64)?,
-            "block_size" => self.solve.block_size = whole(1, 65536)?,
-            "refine_rounds" => self.solve.refine_rounds = whole(0, 20)?,
-            "sweeps" => self.solve.sweeps = whole(1, 8)?,
-            "order" => {
-                self.solve.order = match value.as_str() {
-                    Some("conditional") => Order::Conditional,
-                    Some("activation") => Order::Activation,
-                    Some("none") => Order::None,
-                    _ => return Err(wrong("\"conditional\", \"activation\" or \"none\"")),
-                }
+    fn take(&mut self, setting: &Setting<'_>) -> Result<(), SettingError> {
+        match setting.key {
+            "asymmetric" => self.solve.drift_share = if setting.switch()? { self.solve.drift_share } else { 0.0 },
+            "norm" => self.norm = setting.switch()?,
+            "shared" => self.shared = setting.switch()?,
+            "permute" => self.permute = setting.switch()?,
+            "calibrated" => self.calibrated = setting.switch()?,
+            "bits" => self.bits = Some(setting.bits()?),
+            "damping" => self.solve.damping = setting.positive(10.0)?,
+            "outliers" => {
+                self.outliers = setting.number("a share from 0.0 to 0.5", |share| (0.0..=0.5).contains(&share))?
             }
-            _ => return Err(refuse(key, format!("`vptq` has no such setting; it has {}", KEYS.join(", ")))),
+            "vector_length" => self.vector_length = Some(setting.whole(1, 64)?),
+            "centroids" => self.centroids = Some(setting.whole(2, 65536)?),
+            "residual_centroids" => self.residual_centroids = setting.whole(0, 65536)?,
+            "largest_codebook" => self.largest_codebook = setting.whole(16, 65536)?,
+            "groups" => self.groups = setting.whole(1, 65536)?,
+            "outlier_vector_length" => self.outlier_vector_length = setting.whole(2, 64)?,
+            "outlier_centroids" => self.outlier_centroids = setting.whole(2, 65536)?,
+            "beam" => self.solve.beam = setting.whole(1, 64)?,
+            "block_size" => self.solve.block_size = setting.whole(1, 65536)?,
+            "refine_rounds" => self.solve.refine_rounds = setting.whole(0, 20)?,
+            "sweeps" => self.solve.sweeps = setting.whole(1, 8)?,
+            "order" => self.solve.order = setting.order()?,
+            key => return Err(SettingError::unknown(key, "vptq", KEYS)),
         }
         Ok(())
     }
@@ -230,13 +206,13 @@ impl Settings {
         };
         let format = if let (Some(vector_length), Some(centroids)) = (self.vector_length, self.centroids) {
             let format = VectorFormat { vector_length, centroids, residual_centroids: self.residual_centroids, ..like };
-            format.validate(rows, columns).map_err(|error| refuse("centroids", error.to_string()))?;
+            format.validate(rows, columns).map_err(|error| SettingError::new("centroids", error.to_string()))?;
             format
         } else {
             let bits = self.bits.unwrap_or(DEFAULT_BITS);
             choose(&like, rows, columns, bits, self.largest_codebook).ok_or_else(|| {
                 let message = format!("nothing stores a matrix of {rows} × {columns} in {bits} bits per weight");
-                refuse("bits", message)
+                SettingError::new("bits", message)
             })?
         };
         Ok(Choice {

@@ -31,10 +31,36 @@ pub(super) struct Progress {
     pub(super) note: Note,
 }
 
+impl Progress {
+    /// What came out, with who did it; what is no device's fault goes on.
+    fn end(mut self, shared: &SharedDevice, outcome: std::result::Result<Result<()>, ComputeError>) -> Result<Self> {
+        match outcome {
+            Ok(result) => {
+                result?;
+                self.complete = true;
+            }
+            Err(_) => self.note.failures = 1,
+        }
+        if self.states > 0 {
+            self.note.device = Some(shared.name());
+        }
+        Ok(self)
+    }
+}
+
 /// Why a device stops.
 enum Stop {
     Device(ComputeError),
     Other(crate::Error),
+}
+
+/// The device's faults apart from all others.
+fn ended(outcome: std::result::Result<(), Stop>) -> std::result::Result<Result<()>, ComputeError> {
+    match outcome {
+        Ok(()) => Ok(Ok(())),
+        Err(Stop::Other(error)) => Ok(Err(error)),
+        Err(Stop::Device(error)) => Err(error),
+    }
 }
 
 impl From<ComputeError> for Stop {
@@ -200,23 +226,9 @@ pub(super) fn pass(
             }
             Ok(())
         };
-        match work() {
-            Ok(()) => Ok(Ok(())),
-            Err(Stop::Other(error)) => Ok(Err(error)),
-            Err(Stop::Device(error)) => Err(error),
-        }
+        ended(work())
     });
-    match outcome {
-        Ok(result) => {
-            result?;
-            progress.complete = true;
-        }
-        Err(_) => progress.note.failures = 1,
-    }
-    if progress.states > 0 {
-        progress.note.device = Some(shared.name());
-    }
-    Ok(progress)
+    progress.end(shared, outcome)
 }
 
 /// The states that a pass starts from.
@@ -262,23 +274,9 @@ pub(super) fn advance(
             }
             Ok(())
         };
-        match work() {
-            Ok(()) => Ok(Ok(())),
-            Err(Stop::Other(error)) => Ok(Err(error)),
-            Err(Stop::Device(error)) => Err(error),
-        }
+        ended(work())
     });
-    match outcome {
-        Ok(result) => {
-            result?;
-            progress.complete = true;
-        }
-        Err(_) => progress.note.failures = 1,
-    }
-    if progress.states > 0 {
-        progress.note.device = Some(shared.name());
-    }
-    Ok(progress)
+    progress.end(shared, outcome)
 }
 
 /// Solves a layer, on the device as far as it goes.
