@@ -43,20 +43,19 @@ struct Bench {
     environment: Vec<(&'static str, &'static str)>,
 }
 
-fn docs(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)
+fn text(name: &str) -> PathBuf {
+    fixture("text").join(format!("{name}.txt"))
 }
 
 impl Bench {
     fn new() -> Option<Self> {
         let environment = adapter()?;
         let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(docs("recipe.md"), folder.path().join("text.txt")).unwrap();
+        std::fs::copy(text("recipe"), folder.path().join("text.txt")).unwrap();
         // As much text as keeps the figures apart from chance, which moves them by a share or two anyway.
         let pages = ["checkpoints", "calibration", "forward", "performance"];
-        let text: String =
-            pages.iter().map(|page| std::fs::read_to_string(docs(&format!("{page}.md"))).unwrap()).collect();
-        std::fs::write(folder.path().join("evaluation.txt"), text).unwrap();
+        let evaluation: String = pages.iter().map(|page| std::fs::read_to_string(text(page)).unwrap()).collect();
+        std::fs::write(folder.path().join("evaluation.txt"), evaluation).unwrap();
         Some(Self { folder, environment })
     }
 
