@@ -1,7 +1,8 @@
 //! Speed of one core on points of pyramids: `cargo bench --bench pyramid`.
 //!
-//! Rates are vectors a second, of D weights each: the slice of a 4096 × 4096 matrix that is 256 columns wide. The search
-//! over many vectors at once stands beside the plain one in the same run; both find the same points.
+//! Rates are vectors a second, of D weights each: the slice of a 4096 × 4096 matrix that is 256 columns wide, and the whole
+//! matrix with two threads. The search over many vectors at once stands beside the plain one in the same run; both find
+//! the same points. `opus_search.c` measures that of libopus on the same vectors.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first error")]
 
@@ -22,17 +23,32 @@ const ROWS: usize = 4096;
 const COLUMNS: usize = 256;
 
 /// Weights of a bell-like distribution, the same each time.
-fn weights() -> Vec<f32> {
+fn weights(columns: usize) -> Vec<f32> {
     let mut state = 1u64;
     let mut uniform = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
-    (0..ROWS * COLUMNS).map(|_| (uniform() + uniform() + uniform()) * 0.05).collect()
+    (0..ROWS * columns).map(|_| (uniform() + uniform() + uniform()) * 0.05).collect()
+}
+
+/// A square matrix with two threads, from weights to bytes.
+fn whole(criterion: &mut Criterion, pyramid: Pyramid) {
+    let weights = weights(ROWS);
+    let linear = Linear { weights: &weights, rows: ROWS, columns: ROWS, pyramid };
+    let options = SolveOptions { rounds: 0, ..SolveOptions::default() };
+    let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let mut group = criterion.benchmark_group(format!("{}, {ROWS} × {ROWS}", pyramid.name()));
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(5));
+    group.throughput(Throughput::Elements((weights.len() / pyramid.dimension) as u64));
+    group.bench_function("encode, two threads", |bench| {
+        bench.iter(|| two.install(|| encode(&linear, &options).unwrap()));
+    });
+    group.finish();
 }
 
 fn pyramids(criterion: &mut Criterion) {
-    let weights = weights();
+    let weights = weights(COLUMNS);
     for (dimension, pulses, gain_bits) in [(16, 12, 3), (16, 58, 4), (32, 105, 4)] {
         let pyramid = Pyramid { dimension, pulses, gain_bits };
         let mut group = criterion.benchmark_group(pyramid.name());
@@ -95,6 +111,9 @@ fn pyramids(criterion: &mut Criterion) {
             bench.iter(|| one.install(|| pyramid.decode(ROWS, COLUMNS, &tensors).unwrap()));
         });
         group.finish();
+        if dimension == 16 {
+            whole(criterion, pyramid);
+        }
     }
 
     let mut group = criterion.benchmark_group("rotation");
