@@ -39,7 +39,6 @@ pub struct Setting<'a> {
     pub value: &'a Value,
 }
 
-#[expect(clippy::missing_errors_doc, reason = "said once, above")]
 impl Setting<'_> {
     /// The error of a value that is something else.
     #[must_use]

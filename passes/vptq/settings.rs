@@ -164,7 +164,7 @@ impl Settings {
             "bits" => self.bits = Some(setting.bits()?),
             "damping" => self.solve.damping = setting.positive(10.0)?,
             "outliers" => {
-                self.outliers = setting.number("a share from 0.0 to 0.5", |share| (0.0..=0.5).contains(&share))?
+                self.outliers = setting.number("a share from 0.0 to 0.5", |share| (0.0..=0.5).contains(&share))?;
             }
             "vector_length" => self.vector_length = Some(setting.whole(1, 64)?),
             "centroids" => self.centroids = Some(setting.whole(2, 65536)?),
