@@ -57,6 +57,8 @@ fn the_largest_magnitudes_are_kept_and_all_else_is_zero_in_every_layout() {
     let plain = dense(folder.path(), MAGNITUDE, "dense");
     let own = dense(folder.path(), MAGNITUDE, "bantam");
     assert!(plain == own, "both layouts hold the same weights");
+    let bitmask = dense(folder.path(), MAGNITUDE, "sparse-24-bitmask");
+    assert!(plain == bitmask, "so does the one with a bit for each weight");
     let coded = dense(folder.path(), &format!("{MAGNITUDE}{INT4}"), "compressed-tensors");
     let mut masked = 0;
     for (name, weights) in &source {
@@ -89,6 +91,8 @@ fn what_masks_do_not_go_with_is_said() {
         (format!("{MAGNITUDE}{INT4}outliers = 0.01\n"), "bantam", "weights kept exact"),
         (format!("{MAGNITUDE}[[pass]]\nuse = \"pvq\"\ncalibrated = false\n"), "bantam", "do not keep weights at zero"),
         (MAGNITUDE.to_owned(), "gptq", "no masked weights without codes"),
+        (format!("{MAGNITUDE}{INT4}"), "sparse-24-bitmask", "and no codes"),
+        (format!("{MAGNITUDE}keep = 4\nof = 8\n"), "sparse-24-bitmask", "not 4 of 8"),
         ("[[pass]]\nuse = \"mask_2_4\"\n".to_owned(), "bantam", "needs to see data"),
     ] {
         let recipe = recipe(folder.path(), &passes, layout);

@@ -12,6 +12,7 @@ mod gptq;
 mod pieces;
 mod read;
 mod refusal;
+mod sparse_bitmask;
 mod streams;
 mod vptq;
 pub mod vptq_config;
@@ -47,6 +48,9 @@ pub enum LayoutName {
     Bantam,
     /// Differences from a base, of which a model is made only together with the base.
     Delta,
+    /// compressed-tensors' 2:4 sparsity, which runtimes no longer load: written only when asked for.
+    #[serde(rename = "sparse-24-bitmask")]
+    Sparse24Bitmask,
     /// Plain tensors; no codes.
     Dense,
 }
@@ -63,6 +67,7 @@ impl LayoutName {
             Self::Vptq => "vptq",
             Self::Bantam => "bantam",
             Self::Delta => "delta",
+            Self::Sparse24Bitmask => "sparse-24-bitmask",
             Self::Dense => "dense",
         }
     }
@@ -230,6 +235,7 @@ pub fn layout(name: LayoutName) -> Box<dyn Layout> {
         LayoutName::Vptq => Box::new(vptq::Vptq),
         LayoutName::Bantam => Box::new(bantam::Bantam),
         LayoutName::Delta => Box::new(delta::DeltaLayout),
+        LayoutName::Sparse24Bitmask => Box::new(sparse_bitmask::SparseBitmask),
         LayoutName::Dense => Box::new(dense::Dense),
     }
 }

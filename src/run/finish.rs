@@ -212,9 +212,12 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
             hash,
         })
         .collect();
-    let (passes, matrix) = match &unit.action {
-        Action::Encode(encode) => (encode.passes(), Some(encode.matrix.clone())),
-        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None),
+    let (passes, matrix, mask) = match &unit.action {
+        Action::Encode(encode) => {
+            let mask = encode.mask().map(|mask| mask.solve.pattern);
+            (encode.passes(), Some(encode.matrix.clone()), mask)
+        }
+        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None, None),
     };
     OutputTensor {
         name: unit.name.clone(),
@@ -222,6 +225,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         passes,
         codec: unit.codec_name(),
         matrix,
+        mask,
         shape: unit.shape.clone(),
         parts,
         bits_per_weight: unit.bits_per_weight(),

@@ -5,8 +5,8 @@ weights and logits of our own `bantam decode`.
 usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON [--vptq PYTHON] [--only GLOB] [--keep DIR]
 
 Four readers that know nothing of bantam's code: transformers with compressed-tensors, transformers with GPTQModel (GPTQ
-and AWQ), transformers with the package `vptq`, and for our own layout `docs/formats/bantam_decode.py`, written in NumPy
-from the format's page. `environment.sh` and `environment-vptq.sh` install them. Tolerances and their reasons are in
+and AWQ), transformers with the package `vptq`, and for our own layout and for bit masks the decoders of `docs/formats`,
+written in NumPy from the formats' pages. `environment.sh` and `environment-vptq.sh` install them. Tolerances and their reasons are in
 `schemes.py`. Needs the standard library only.
 """
 
