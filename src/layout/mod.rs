@@ -164,6 +164,17 @@ impl TensorSpec {
     }
 }
 
+/// What a layout stores of 2:4 masked weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskedForm {
+    /// Kept weights and their places, as [`crate::codec::sparse::Sparse`] has them.
+    Places,
+    /// Kept weights, a bit for each weight, and the shape.
+    Bits,
+    /// All weights, those that are not kept being +0.
+    Dense,
+}
+
 /// One artifact layout, the writing side.
 pub trait Layout: Send + Sync {
     /// Its name.
@@ -199,6 +210,10 @@ pub trait Layout: Send + Sync {
     /// Packs one expert's matrix (the only one where there are no experts) of a format whose codes are of whole matrices.
     fn pack_whole(&self, _matrix: &MatrixSpec, _expert: usize, _stored: StoredMatrix) -> Vec<Piece> {
         Vec::new()
+    }
+    /// The form in which it stores 2:4 masked weights, where it does.
+    fn masked_form(&self) -> MaskedForm {
+        MaskedForm::Places
     }
     /// Packs some rows. `rows.first_row` is a multiple of [`STRIPE_ALIGNMENT`], and so is `rows.rows` except at the end.
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece>;

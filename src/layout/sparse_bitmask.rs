@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Layout, LayoutName, MatrixSpec, Piece, Refusal, TensorSpec, refusal::without_activations};
+use super::{Layout, LayoutName, MaskedForm, MatrixSpec, Piece, Refusal, TensorSpec, refusal::without_activations};
 use crate::{
     checkpoint::Dtype,
     codec::{
@@ -77,6 +77,10 @@ impl Layout for SparseBitmask {
                 shape: stored.shape,
             })
             .collect()
+    }
+
+    fn masked_form(&self) -> MaskedForm {
+        MaskedForm::Bits
     }
 
     // Readers find weights of this form, not a number format.
