@@ -5,7 +5,7 @@ mod common;
 
 use std::{collections::BTreeMap, path::Path};
 
-use common::{bantam, expect_exit, fixture};
+use common::{bantam, expect_exit, fixture, json};
 use safetensors::SafeTensors;
 
 const MAGNITUDE: &str = "[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"magnitude\"\n";
@@ -103,10 +103,6 @@ fn what_masks_do_not_go_with_is_said() {
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(message.contains(expected), "{passes}: {message}");
     }
-}
-
-fn json(output: &std::process::Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Changes bytes of a stored tensor in place.
