@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 
 use bantam::{
     checkpoint::{Checkpoint, decode_to_f32},
-    layout::LogicalCheckpoint,
+    codec::{
+        Whole,
+        sparse::{Mask, Pattern, Sparse},
+    },
+    layout::{Activations, LayoutName, LogicalCheckpoint, MatrixSpec, layout},
 };
 
 /// Compared with BF16 weights that the reference computed in BF16 arithmetic: one rounding of the product, 2⁻⁸ relative.
@@ -133,8 +137,41 @@ fn two_of_four_bitmask_puts_each_kept_weight_in_its_place() {
             assert!(four.iter().filter(|&&weight| weight == 0.0).count() >= 2, "{}: {four:?}", tensor.name);
         }
         assert_eq!(next, kept.len());
+        // Written again, the same bytes under the same names.
+        let format = Sparse { keep: 2, of: 4, dtype: values.dtype };
+        let mask = Mask::new(Pattern::TWO_OF_FOUR, rows, columns, mask.to_vec()).unwrap();
+        let spec = masked(&tensor.name, rows, columns, format);
+        let writer = layout(LayoutName::Sparse24Bitmask);
+        let pieces = writer.pack_whole(&spec, 0, format.encode(&decoded, &mask).unwrap().into());
+        for (written, piece) in writer.tensors(&spec).iter().zip(&pieces) {
+            let entry = stored.tensor(&written.name).unwrap();
+            assert_eq!((written.dtype, &written.shape), (entry.dtype, &entry.shape), "{}", written.name);
+            assert_eq!(piece.bytes, stored.bytes(entry), "{}", written.name);
+        }
+        assert_eq!(pieces.len(), tensor.parts.len());
+        let mut config = writer.quantization_config(&[spec], &["lm_head".to_owned()]).unwrap();
+        let reference = &stored.config().unwrap().value["quantization_config"];
+        // Of the masked matrices here, of all tensors there.
+        config["sparsity_config"]["global_sparsity"] = reference["sparsity_config"]["global_sparsity"].clone();
+        assert_eq!(config, *reference);
     }
     assert_eq!(matrices, 14);
+}
+
+fn masked(name: &str, rows: usize, columns: usize, format: Sparse) -> MatrixSpec {
+    MatrixSpec {
+        name: name.to_owned(),
+        experts: None,
+        rows,
+        columns,
+        transposed: false,
+        dense_dtype: format.dtype,
+        codec: Whole::Sparse(format).into(),
+        rotations: None,
+        codebook_of: None,
+        activations: Activations::None,
+        bias: false,
+    }
 }
 
 #[test]

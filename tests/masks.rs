@@ -5,7 +5,7 @@ mod common;
 
 use std::{collections::BTreeMap, path::Path};
 
-use common::{bantam, expect_exit, fixture};
+use common::{bantam, expect_exit, fixture, json};
 use safetensors::SafeTensors;
 
 const MAGNITUDE: &str = "[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"magnitude\"\n";
@@ -57,6 +57,8 @@ fn the_largest_magnitudes_are_kept_and_all_else_is_zero_in_every_layout() {
     let plain = dense(folder.path(), MAGNITUDE, "dense");
     let own = dense(folder.path(), MAGNITUDE, "bantam");
     assert!(plain == own, "both layouts hold the same weights");
+    let bitmask = dense(folder.path(), MAGNITUDE, "sparse-24-bitmask");
+    assert!(plain == bitmask, "so does the one with a bit for each weight");
     let coded = dense(folder.path(), &format!("{MAGNITUDE}{INT4}"), "compressed-tensors");
     let mut masked = 0;
     for (name, weights) in &source {
@@ -89,6 +91,8 @@ fn what_masks_do_not_go_with_is_said() {
         (format!("{MAGNITUDE}{INT4}outliers = 0.01\n"), "bantam", "weights kept exact"),
         (format!("{MAGNITUDE}[[pass]]\nuse = \"pvq\"\ncalibrated = false\n"), "bantam", "do not keep weights at zero"),
         (MAGNITUDE.to_owned(), "gptq", "no masked weights without codes"),
+        (format!("{MAGNITUDE}{INT4}"), "sparse-24-bitmask", "and no codes"),
+        (format!("{MAGNITUDE}keep = 4\nof = 8\n"), "sparse-24-bitmask", "not 4 of 8"),
         ("[[pass]]\nuse = \"mask_2_4\"\n".to_owned(), "bantam", "needs to see data"),
     ] {
         let recipe = recipe(folder.path(), &passes, layout);
@@ -98,5 +102,86 @@ fn what_masks_do_not_go_with_is_said() {
         let output = expect_exit(&mut plan, 2);
         let message = String::from_utf8_lossy(&output.stderr);
         assert!(message.contains(expected), "{passes}: {message}");
+    }
+}
+
+/// Changes bytes of a stored tensor in place.
+fn corrupt(folder: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
+    let path = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (length, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (first, end) = header.info(tensor).unwrap().data_offsets;
+    let data = 8 + length;
+    change(&mut bytes[data + first..data + end]);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn verify_names_tensor_row_and_group_of_a_weight_too_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let finding = |layout: &str, tensor: &str, change: &dyn Fn(&mut [u8])| {
+        let passes = if layout == "compressed-tensors" { format!("{MAGNITUDE}{INT4}") } else { MAGNITUDE.to_owned() };
+        let (recipe, out) =
+            (recipe(folder.path(), &passes, layout), folder.path().join(format!("{layout}-{}", tensor.len())));
+        let model = fixture("tiny-llama");
+        expect_exit(bantam().args(["run", "--quiet"]).arg(recipe).arg("--model").arg(&model).arg("--out").arg(&out), 0);
+        corrupt(&out, tensor, change);
+        let report = json(&expect_exit(bantam().args(["verify", "--json"]).arg(&out), 1));
+        let findings = report["findings"].as_array().unwrap().clone();
+        findings
+            .into_iter()
+            .find(|finding| finding["rule"] == "sparsity")
+            .unwrap_or_else(|| panic!("{layout}: {report}"))
+    };
+    let weight = "model.layers.1.mlp.up_proj.weight";
+    // A row of 16-bit weights and the fourth group of its second row: all four of it made 1.
+    let dense = finding("dense", weight, &|bytes| {
+        let row = bytes.len() / rows(weight);
+        bytes[row + 24..row + 32].copy_from_slice(&[0x80, 0x3f, 0x80, 0x3f, 0x80, 0x3f, 0x80, 0x3f]);
+    });
+    assert_eq!(dense["tensor"], weight);
+    let message = dense["message"].as_str().unwrap();
+    assert!(message.contains("row 1, group of columns 12 to 15: 4 weights"), "{message}");
+    // One bit too many in a quad and one too few in the next, so that each row keeps as many as before.
+    let bits = finding("sparse-24-bitmask", "model.layers.1.mlp.up_proj.bitmask", &|bytes| {
+        let row = bytes.len() / rows(weight);
+        bytes[2 * row + 1] = 0b0001_0111;
+    });
+    assert_eq!(bits["tensor"], weight);
+    let message = bits["message"].as_str().unwrap();
+    assert!(message.contains("row 2, group of columns 8 to 11: the mask keeps 3 weights, not 2"), "{message}");
+    // Codes that are all the largest.
+    let coded = finding("compressed-tensors", "model.layers.1.mlp.up_proj.weight_packed", &|bytes| {
+        bytes[..2].copy_from_slice(&[0xff, 0xff]);
+    });
+    assert!(coded["message"].as_str().unwrap().contains("row 0, group of columns 0 to 3: "), "{coded}");
+}
+
+/// Rows of a matrix of the example.
+fn rows(tensor: &str) -> usize {
+    let bytes = std::fs::read(fixture("tiny-llama").join("model.safetensors")).unwrap();
+    SafeTensors::deserialize(&bytes).unwrap().tensor(tensor).unwrap().shape()[0]
+}
+
+#[test]
+fn inspect_names_the_pattern_and_the_share_of_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = fixture("tiny-llama");
+    let inspect = |path: &Path| json(&expect_exit(bantam().args(["inspect", "--json"]).arg(path), 0));
+    assert!(inspect(&model)["sparse"].is_null());
+    for layout in ["dense", "sparse-24-bitmask", "bantam"] {
+        let (recipe, out) = (recipe(folder.path(), MAGNITUDE, layout), folder.path().join(format!("{layout}-out")));
+        expect_exit(bantam().args(["run", "--quiet"]).arg(recipe).arg("--model").arg(&model).arg("--out").arg(&out), 0);
+        let report = inspect(&out);
+        let row = &report["sparse"][0];
+        assert_eq!(
+            (&row["keep"], &row["of"], &row["tensors"], &row["zeros"]),
+            (&2.into(), &4.into(), &28.into(), &0.5.into())
+        );
+        assert_eq!(report["sparse"].as_array().unwrap().len(), 1, "{layout}");
+        let page = expect_exit(bantam().arg("inspect").arg(&out), 0).stdout;
+        assert!(String::from_utf8_lossy(&page).contains("2:4 in 28 tensors"), "{layout}");
+        let one = expect_exit(bantam().args(["inspect", "--tensor", "*.1.mlp.up_proj"]).arg(&out), 0).stdout;
+        assert!(String::from_utf8_lossy(&one).contains("2:4 sparse, 50.00 %"), "{layout}");
     }
 }

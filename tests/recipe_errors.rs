@@ -253,7 +253,7 @@ unknown layout "compressed_tensor"
   |
 7 | layout = "compressed_tensor"
   |          ^^^^^^^^^^^^^^^^^^^
-  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "delta", "dense"
+  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "delta", "sparse-24-bitmask", "dense"
   = help: did you mean `compressed-tensors`?"#,
     );
 }

@@ -2,6 +2,7 @@
 
 mod deltas;
 mod page;
+mod sparse;
 mod statistics;
 
 use std::{collections::BTreeMap, path::Path};
@@ -12,6 +13,7 @@ use super::{CliError, InspectArguments, Output};
 use crate::{
     ExitCode,
     checkpoint::{Checkpoint, Dtype},
+    evaluate::Sparsity,
     layout::{LayoutName, LogicalCheckpoint, LogicalTensor},
     manifest::{FILE_NAME, Fallback, Manifest, Tool, Totals},
     model::{ModelMap, NamedShape},
@@ -33,6 +35,9 @@ struct Report {
     dtypes: BTreeMap<String, Stored>,
     roles: Vec<RoleRow>,
     compressed: Option<Compressed>,
+    /// n:m sparsity.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sparse: Vec<sparse::Row>,
     /// Of an artifact of differences.
     #[serde(skip_serializing_if = "Option::is_none")]
     delta: Option<deltas::Delta>,
@@ -95,6 +100,8 @@ struct TensorRow {
     shape: Vec<usize>,
     bytes: u64,
     parts: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sparsity: Option<Sparsity>,
 }
 
 /// Executes the command.
@@ -130,6 +137,9 @@ pub fn execute(arguments: &InspectArguments, output: &Output) -> Result<ExitCode
     if logical.as_ref().is_ok_and(LogicalCheckpoint::is_delta) {
         let totals = report.artifact.as_ref().map(|artifact| &artifact.totals);
         report.delta = Some(deltas::Delta::new(&tensors, totals));
+    }
+    if let (Ok(logical), true) = (&logical, arguments.tensor.is_empty()) {
+        report.find_sparsity(logical, &map);
     }
     if let (Ok(logical), false) = (&logical, arguments.tensor.is_empty()) {
         report.statistics = statistics::gather(&arguments.tensor, logical, &map)?;
@@ -180,6 +190,7 @@ fn report(path: &Path, checkpoint: &Checkpoint, tensors: &[LogicalTensor], map: 
                 shape: tensor.shape.clone(),
                 bytes: tensor.stored_bytes,
                 parts: tensor.parts.clone(),
+                sparsity: None,
             }
         })
         .collect();
@@ -199,11 +210,23 @@ fn report(path: &Path, checkpoint: &Checkpoint, tensors: &[LogicalTensor], map: 
         dtypes,
         roles: role_rows(tensors, &rows),
         compressed: compressed(tensors),
+        sparse: Vec::new(),
         delta: None,
         notes: map.notes.clone(),
         artifact: artifact(checkpoint.root(), output),
         tensors: rows,
         statistics: Vec::new(),
+    }
+}
+
+impl Report {
+    fn find_sparsity(&mut self, logical: &LogicalCheckpoint, map: &ModelMap) {
+        for (row, found) in self.tensors.iter_mut().zip(sparse::patterns(logical, map)) {
+            row.sparsity = found;
+        }
+        let parameters = logical.tensors().iter().map(parameters);
+        let found = self.tensors.iter().zip(parameters);
+        self.sparse = sparse::sums(found.filter_map(|(row, parameters)| Some((parameters, row.sparsity.as_ref()?))));
     }
 }
 

@@ -12,6 +12,7 @@ pub mod integer;
 pub mod mx;
 pub mod pyramid;
 pub mod range;
+pub mod signs;
 pub mod sparse;
 pub mod vector;
 

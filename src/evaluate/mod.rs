@@ -4,6 +4,7 @@ mod compare;
 mod error_figures;
 mod figure;
 mod model;
+mod sparsity;
 mod statistics;
 mod stripes;
 #[cfg(test)]
@@ -13,5 +14,6 @@ pub use compare::compare;
 pub use error_figures::{ErrorFigures, ErrorSums, measure};
 pub use figure::Figure;
 pub use model::{Comparison, Evaluated, ModelFigures, evaluate_model};
+pub use sparsity::{Excess, Sparsity, excess};
 pub use statistics::{HISTOGRAM_BINS, Histogram, OUTLIER_SIGMAS, Statistics};
 pub use stripes::map_stripes;

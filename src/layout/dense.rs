@@ -1,6 +1,6 @@
 //! Plain tensors: what a checkpoint without codes looks like.
 
-use super::{Activations, Layout, LayoutName, MatrixSpec, Piece, Refusal, TensorSpec, bantam::dense_shape};
+use super::{Activations, Layout, LayoutName, MaskedForm, MatrixSpec, Piece, Refusal, TensorSpec, bantam::dense_shape};
 use crate::{
     checkpoint::{Dtype, encode_from_f32},
     codec::{CodedRows, Coding, MatrixParameters, ScaleFormat, StoredMatrix, Whole},
@@ -32,6 +32,10 @@ impl Layout for Dense {
 
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec> {
         vec![TensorSpec { name: matrix.name.clone(), dtype: matrix.dense_dtype, shape: dense_shape(matrix) }]
+    }
+
+    fn masked_form(&self) -> MaskedForm {
+        MaskedForm::Dense
     }
 
     fn reads_back(&self, _matrix: &MatrixSpec) -> Option<Coding> {

@@ -12,6 +12,7 @@ mod gptq;
 mod pieces;
 mod read;
 mod refusal;
+mod sparse_bitmask;
 mod streams;
 mod vptq;
 pub mod vptq_config;
@@ -47,6 +48,9 @@ pub enum LayoutName {
     Bantam,
     /// Differences from a base, of which a model is made only together with the base.
     Delta,
+    /// compressed-tensors' 2:4 sparsity, which runtimes no longer load: written only when asked for.
+    #[serde(rename = "sparse-24-bitmask")]
+    Sparse24Bitmask,
     /// Plain tensors; no codes.
     Dense,
 }
@@ -63,6 +67,7 @@ impl LayoutName {
             Self::Vptq => "vptq",
             Self::Bantam => "bantam",
             Self::Delta => "delta",
+            Self::Sparse24Bitmask => "sparse-24-bitmask",
             Self::Dense => "dense",
         }
     }
@@ -159,6 +164,17 @@ impl TensorSpec {
     }
 }
 
+/// What a layout stores of 2:4 masked weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskedForm {
+    /// Kept weights and their places, as [`crate::codec::sparse::Sparse`] has them.
+    Places,
+    /// Kept weights, a bit for each weight, and the shape.
+    Bits,
+    /// All weights, those that are not kept being +0.
+    Dense,
+}
+
 /// One artifact layout, the writing side.
 pub trait Layout: Send + Sync {
     /// Its name.
@@ -195,6 +211,10 @@ pub trait Layout: Send + Sync {
     fn pack_whole(&self, _matrix: &MatrixSpec, _expert: usize, _stored: StoredMatrix) -> Vec<Piece> {
         Vec::new()
     }
+    /// The form in which it stores 2:4 masked weights, where it does.
+    fn masked_form(&self) -> MaskedForm {
+        MaskedForm::Places
+    }
     /// Packs some rows. `rows.first_row` is a multiple of [`STRIPE_ALIGNMENT`], and so is `rows.rows` except at the end.
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece>;
     /// Whether the pieces of consecutive stripes interleave in a tensor (GPTQ, AWQ pack along the input), so that the
@@ -230,6 +250,7 @@ pub fn layout(name: LayoutName) -> Box<dyn Layout> {
         LayoutName::Vptq => Box::new(vptq::Vptq),
         LayoutName::Bantam => Box::new(bantam::Bantam),
         LayoutName::Delta => Box::new(delta::DeltaLayout),
+        LayoutName::Sparse24Bitmask => Box::new(sparse_bitmask::SparseBitmask),
         LayoutName::Dense => Box::new(dense::Dense),
     }
 }

@@ -18,7 +18,7 @@ pub struct Piece {
 
 impl Piece {
     /// Bytes that lie together.
-    pub(super) fn contiguous(tensor: usize, offset: usize, bytes: Vec<u8>) -> Self {
+    pub(crate) fn contiguous(tensor: usize, offset: usize, bytes: Vec<u8>) -> Self {
         let run = bytes.len();
         Self { tensor, offset: offset as u64, run, stride: run as u64, bytes }
     }

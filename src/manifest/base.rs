@@ -1,6 +1,6 @@
 //! The base that differences are from: which tensors it has, and whether a checkpoint is it.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use rayon::prelude::*;
 
@@ -10,9 +10,9 @@ use crate::checkpoint::{Checkpoint, TensorEntry};
 /// Bytes hashed before their pages are given back.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// Every tensor of a checkpoint with its hash, by name.
+/// Every tensor of a checkpoint with its hash, by name. Those of `known` are not read.
 #[must_use]
-pub fn base_tensors(base: &Checkpoint) -> Vec<InputTensor> {
+pub fn base_tensors(base: &Checkpoint, known: &BTreeMap<String, ContentHash>) -> Vec<InputTensor> {
     let entries: Vec<&TensorEntry> = base.tensors().collect();
     let mut tensors: Vec<InputTensor> = entries
         .into_par_iter()
@@ -21,7 +21,7 @@ pub fn base_tensors(base: &Checkpoint) -> Vec<InputTensor> {
             dtype: entry.dtype,
             shape: entry.shape.clone(),
             bytes: entry.bytes,
-            hash: hash(base, entry),
+            hash: known.get(&entry.name).copied().unwrap_or_else(|| hash(base, entry)),
         })
         .collect();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     checkpoint::Dtype,
+    codec::sparse::Pattern,
     evaluate::ErrorFigures,
     layout::{LayoutName, MatrixSpec},
     solve::{InputRange, Solved},
@@ -103,6 +104,10 @@ pub struct OutputTensor {
     pub codec: String,
     /// The number format in full; `null` for a plain tensor.
     pub matrix: Option<MatrixSpec>,
+    /// How many of each so many weights of a row are kept, all others being +0, whatever stores them; absent where
+    /// nothing is masked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Pattern>,
     /// Shape of the dense tensor.
     pub shape: Vec<usize>,
     /// The stored tensors, in the layout's order.

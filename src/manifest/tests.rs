@@ -16,6 +16,7 @@ fn manifest() -> Manifest {
         passes: vec![],
         codec: "bf16".into(),
         matrix: None,
+        mask: None,
         shape: vec![2, 3],
         parts: vec![Part { name: name.into(), dtype: Dtype::BF16, shape: vec![2, 3], bytes: 12, hash }],
         bits_per_weight: 16.0,

@@ -92,11 +92,12 @@ impl Plan {
             masks::check(&rule.pass, rule.line, &wish.tensor.name, wish.matrix.experts, choice)?;
         }
         let mut encodes: BTreeMap<&str, Encode> = BTreeMap::new();
-        let shared =
-            inputs.source.base().filter(|_| target.name() == LayoutName::Delta).map_or_else(BTreeMap::new, |base| {
-                delta::notes(inputs.source, base, &mut notes);
-                delta::shared(inputs.source, base)
-            });
+        let base = inputs.source.base().filter(|_| target.name() == LayoutName::Delta);
+        let mut shared = base.map_or_else(BTreeMap::new, |base| {
+            delta::notes(inputs.source, base, &mut notes);
+            let encoded = wishes.iter().map(|wish| wish.tensor.name.as_str()).collect();
+            delta::shared(inputs.source, base, &encoded)
+        });
         for (wish, choice) in wishes.iter().zip(choices) {
             if shared.get(&wish.tensor.name) == Some(&Shared::All) {
                 continue;
@@ -105,7 +106,13 @@ impl Plan {
                 Ok(encode) => {
                     encodes.insert(&wish.tensor.name, encode);
                 }
-                Err(fallback) => fallbacks.push(fallback),
+                Err(fallback) => {
+                    let name = &wish.tensor.name;
+                    if let Some(rows) = base.and_then(|base| delta::shared_of(inputs.source, base, name, false)) {
+                        shared.insert(name.clone(), rows);
+                    }
+                    fallbacks.push(fallback);
+                }
             }
         }
         notes.extend(masks::dense_columns(encodes.values()));

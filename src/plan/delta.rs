@@ -1,6 +1,6 @@
 //! How tensors that no rule takes are kept beside a base: nothing of them, some rows, or all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
@@ -32,18 +32,35 @@ pub(super) fn obstacle(base: Option<&LogicalCheckpoint>, tensor: &LogicalTensor)
     (!is_float(found.dtype)).then(|| format!("it is {:?} in the base", found.dtype))
 }
 
-/// Compares all tensors with the base's; by name, those that are the same in whole or in most rows.
-pub(super) fn shared(source: &LogicalCheckpoint, base: &LogicalCheckpoint) -> BTreeMap<String, Shared> {
-    let found = source.tensors().par_iter().filter_map(|tensor| {
-        let (checkpoint, entry) = source.stored_bytes_of(&tensor.name)?;
-        let (base, base_entry) = base.stored_bytes_of(&tensor.name)?;
-        let shared = compare((checkpoint, entry), (base, base_entry))?;
-        Some((tensor.name.clone(), shared))
+/// Compares all tensors with the base's; by name, those that are the same in whole or in most rows. Of those to be encoded
+/// only whether they are the same is asked, which mostly takes a look at the first rows.
+pub(super) fn shared(
+    source: &LogicalCheckpoint,
+    base: &LogicalCheckpoint,
+    encoded: &BTreeSet<&str>,
+) -> BTreeMap<String, Shared> {
+    let tensors = source.tensors().par_iter();
+    let found = tensors.filter_map(|LogicalTensor { name, .. }| {
+        Some((name.clone(), shared_of(source, base, name, encoded.contains(name.as_str()))?))
     });
     found.collect()
 }
 
-fn compare(ours: (&Checkpoint, &TensorEntry), base: (&Checkpoint, &TensorEntry)) -> Option<Shared> {
+/// What the base has of one tensor: all, most rows, or `None`; with `all_or_nothing` not which rows.
+pub(super) fn shared_of(
+    source: &LogicalCheckpoint,
+    base: &LogicalCheckpoint,
+    name: &str,
+    all_or_nothing: bool,
+) -> Option<Shared> {
+    compare(source.stored_bytes_of(name)?, base.stored_bytes_of(name)?, all_or_nothing)
+}
+
+fn compare(
+    ours: (&Checkpoint, &TensorEntry),
+    base: (&Checkpoint, &TensorEntry),
+    all_or_nothing: bool,
+) -> Option<Shared> {
     let (entry, base_entry) = (ours.1, base.1);
     let (first, before) = (entry.shape.split_first(), base_entry.shape.split_first());
     let rest = |parts: Option<(&usize, &[usize])>| parts.map(|(_, rest)| rest.to_vec());
@@ -72,6 +89,9 @@ fn compare(ours: (&Checkpoint, &TensorEntry), base: (&Checkpoint, &TensorEntry))
         changed
             .extend((first..last).filter(|&at| base_bytes.get(row(at)) != Some(&bytes[row(at)])).map(|at| at as u64));
         release(first * row_bytes..last * row_bytes);
+        if all_or_nothing && !changed.is_empty() {
+            return None;
+        }
     }
     if changed.is_empty() && same_shape {
         return Some(Shared::All);
@@ -97,7 +117,7 @@ pub(super) fn base_tensors<'a>(tensors: impl Iterator<Item = (&'a LogicalTensor,
 
 /// What the plan says of it, one line each.
 pub(super) fn notes(source: &LogicalCheckpoint, base: &LogicalCheckpoint, notes: &mut Vec<String>) {
-    notes.push("all tensors were read to plan: they were compared with the base's".into());
+    notes.push("tensors were read to plan: they were compared with the base's".into());
     let missing = |a: &LogicalCheckpoint, b: &LogicalCheckpoint| {
         let names = a.tensors().iter().filter(|tensor| b.tensor(&tensor.name).is_none());
         names.map(|tensor| format!("`{}`", tensor.name)).collect::<Vec<_>>()

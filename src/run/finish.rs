@@ -75,6 +75,7 @@ pub(super) fn finish(
     identity: &str,
     resumed: usize,
     start: Instant,
+    base: &BTreeMap<String, ContentHash>,
 ) -> Result<Manifest> {
     // The disk and the processor do their parts at the same time.
     let (synced, same) = std::thread::scope(|scope| {
@@ -95,7 +96,7 @@ pub(super) fn finish(
         staging::write_file(&path, &bytes)?;
         files.push(FileEntry { name: file.name.clone(), bytes: bytes.len() as u64, hash: ContentHash::of(&bytes) });
     }
-    let manifest = manifest(plan, source, records, found, files);
+    let manifest = manifest(plan, source, records, found, files, base);
     staging::write_file(&folder.join(FILE_NAME), manifest.to_json()?.as_bytes())?;
     let log = RunLog {
         schema: "bantam.run/1".into(),
@@ -148,6 +149,7 @@ fn manifest(
     records: &BTreeMap<usize, Record>,
     found: Option<&Outcome>,
     files: Vec<FileEntry>,
+    base: &BTreeMap<String, ContentHash>,
 ) -> Manifest {
     let mut inputs = Vec::new();
     let mut tensors = Vec::new();
@@ -195,7 +197,7 @@ fn manifest(
     };
     let recipe = plan.recipe.clone();
     let (schema, tool, layout) = (SCHEMA.to_owned(), Tool::default(), plan.layout);
-    let base = source.base().map_or_else(Vec::new, |base| base_tensors(base.checkpoint()));
+    let base = source.base().map_or_else(Vec::new, |source| base_tensors(source.checkpoint(), base));
     Manifest { schema, tool, recipe, layout, base, inputs, tensors, files, fallbacks, totals }
 }
 
@@ -212,9 +214,12 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
             hash,
         })
         .collect();
-    let (passes, matrix) = match &unit.action {
-        Action::Encode(encode) => (encode.passes(), Some(encode.matrix.clone())),
-        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None),
+    let (passes, matrix, mask) = match &unit.action {
+        Action::Encode(encode) => {
+            let mask = encode.mask().map(|mask| mask.solve.pattern);
+            (encode.passes(), Some(encode.matrix.clone()), mask)
+        }
+        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None, None),
     };
     OutputTensor {
         name: unit.name.clone(),
@@ -222,6 +227,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         passes,
         codec: unit.codec_name(),
         matrix,
+        mask,
         shape: unit.shape.clone(),
         parts,
         bits_per_weight: unit.bits_per_weight(),

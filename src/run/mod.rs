@@ -22,7 +22,10 @@ pub use progress::{Progress, Silent, Status};
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -37,7 +40,7 @@ use crate::{
     Result,
     compute::{ComputeError, Device, SharedDevice},
     layout::{LogicalCheckpoint, layout},
-    manifest::Manifest,
+    manifest::{ContentHash, Manifest},
     plan::Plan,
     platform, solve,
 };
@@ -129,8 +132,9 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
     };
     platform::trim_heap();
     let device = RunDevice::new(shared.as_ref(), options.record_device);
-    work(plan, source, options, &staging, found.as_ref(), &device, &mut journal, &mut records, start)?;
-    let manifest = finish::finish(plan, source, staging, options, &records, found.as_ref(), identity, resumed, start)?;
+    let base = work(plan, source, options, &staging, found.as_ref(), &device, &mut journal, &mut records, start)?;
+    let found = found.as_ref();
+    let manifest = finish::finish(plan, source, staging, options, &records, found, identity, resumed, start, &base)?;
     let device_failure = shared.as_ref().and_then(SharedDevice::failure);
     Ok(Outcome { manifest, resumed, was_complete: false, device_failure })
 }
@@ -170,6 +174,7 @@ fn survivors(plan: &Plan, staging: &Staging, records: Vec<Record>) -> Result<Vec
     Ok(kept)
 }
 
+/// Does all waves. Returns the hashes of the base's tensors that were read for them.
 #[expect(clippy::too_many_arguments, reason = "everything that the waves need, from as many owners")]
 fn work(
     plan: &Plan,
@@ -181,7 +186,7 @@ fn work(
     journal: &mut Journal,
     records: &mut BTreeMap<usize, Record>,
     start: Instant,
-) -> Result<()> {
+) -> Result<BTreeMap<String, ContentHash>> {
     let target = layout(plan.layout);
     let context = wave::Context {
         plan,
@@ -191,6 +196,7 @@ fn work(
         found,
         device,
         deny_fallbacks: options.deny_fallbacks,
+        base_hashes: Mutex::default(),
     };
     let mut status = Status::new(plan, records.keys().copied(), start);
     options.progress.update(&status);
@@ -220,7 +226,7 @@ fn work(
         records.extend(done.into_iter().map(|record| (record.unit, record)));
         options.progress.update(&status);
     }
-    Ok(())
+    Ok(context.base_hashes.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Bytes that an unfinished run of this target has on the disk already.

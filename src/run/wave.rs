@@ -1,8 +1,13 @@
 //! Does one wave: reads, hashes, encodes, measures, writes. The only place where workers share anything.
 
+mod streamed;
 mod whole;
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use rayon::prelude::*;
 
@@ -36,6 +41,8 @@ pub(super) struct Context<'a> {
     pub(super) found: Option<&'a Outcome>,
     pub(super) device: &'a RunDevice<'a>,
     pub(super) deny_fallbacks: bool,
+    /// Of the base's tensors that were read whole, while their pages were there.
+    pub(super) base_hashes: Mutex<BTreeMap<String, ContentHash>>,
 }
 
 /// A unit between its first slab and its last.
@@ -83,6 +90,8 @@ enum Work<'a> {
 enum Task {
     /// Hash the slab's share of the source.
     Hash { slab: usize },
+    /// Hash the base's tensor, all of which the slab is the difference from.
+    Base { slab: usize },
     /// Copy a chunk.
     Chunk { slab: usize, range: Range<u64> },
     /// Encode or decode stripes: these rows.
@@ -271,6 +280,9 @@ fn tasks(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitState<
     for (index, slab) in wave.iter().enumerate() {
         let unit = &context.plan.units[slab.unit];
         tasks.push(Task::Hash { slab: index });
+        if unit.base_bytes > 0 && slab.range == (0..unit.extent()) {
+            tasks.push(Task::Base { slab: index });
+        }
         if matches!(unit.action, Action::Copy | Action::Same) {
             let mut at = slab.range.start;
             while at < slab.range.end {
@@ -299,11 +311,15 @@ fn tasks(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitState<
 }
 
 fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitState<'_>>, task: &Task) -> Result<Done> {
-    let (Task::Hash { slab } | Task::Chunk { slab, .. } | Task::Stripes { slab, .. }) = task;
+    let (Task::Hash { slab } | Task::Base { slab } | Task::Chunk { slab, .. } | Task::Stripes { slab, .. }) = task;
     let unit = &context.plan.units[wave[*slab].unit];
     let state = &open[&wave[*slab].unit];
     match task {
         Task::Hash { slab } => Ok(Done::Hash { slab: *slab, inputs: hash_inputs(context, unit, &wave[*slab], state) }),
+        Task::Base { .. } => {
+            hash_base(context, unit);
+            Ok(Done::Chunk)
+        }
         Task::Chunk { range, .. } => copy_chunk(context, unit, range).map(|()| Done::Chunk),
         Task::Stripes { slab, first_row, rows } => match &state.work {
             Work::Encode { rows: source, unclipped, encoder, parameters } => {
@@ -369,6 +385,14 @@ fn hash_inputs(context: &Context<'_>, unit: &Unit, slab: &Slab, state: &UnitStat
         None => {}
     }
     inputs
+}
+
+/// Hashes the base's tensor where that is stored as it is.
+fn hash_base(context: &Context<'_>, unit: &Unit) {
+    let Some((base, entry)) = context.source.base().and_then(|base| base.stored_bytes_of(&unit.name)) else { return };
+    let hash = ContentHash::of(base.bytes(entry));
+    let mut known = context.base_hashes.lock().unwrap_or_else(PoisonError::into_inner);
+    known.insert(entry.name.clone(), hash);
 }
 
 fn copy_chunk(context: &Context<'_>, unit: &Unit, range: &Range<u64>) -> Result<()> {

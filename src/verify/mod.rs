@@ -5,7 +5,10 @@
 
 mod content;
 mod errors;
+mod sparsity;
 mod structure;
+
+pub use sparsity::{RULE as SPARSITY_RULE, sparsity};
 
 use std::path::Path;
 
@@ -43,7 +46,7 @@ impl Finding {
     }
 }
 
-/// Verifies the artifact in `folder`: files, headers, hashes, sums, layout, codes; with the `source`, also that it is
+/// Verifies the artifact in `folder`: files, headers, hashes, sums, layout, codes, masks; with the `source`, also that it is
 /// what the artifact was made of and that every error figure comes out again. With the `base`, for an artifact of
 /// differences, that it is the one; without it such differences are decoded alone. Findings are in a fixed order.
 /// `progress` is told the bytes read so far and in all, from many threads.
@@ -102,5 +105,6 @@ pub fn verify(
     } else {
         findings.extend(errors::read_all(&manifest, &artifact));
     }
+    findings.extend(sparsity::masked(&manifest, &artifact));
     Ok(findings)
 }

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Compares `bantam decode` with docs/formats/bantam_decode.py, the decoder of our own layout that its page documents.
+"""Compares `bantam decode` with the decoders of docs/formats, which the pages of formats that no installed runtime reads
+document: our own layout, and bit masks.
 
 usage: read_own.py JOBS.json RESULTS.json          (jobs and results as in read_with.py)
 
-The decoder is NumPy alone and was written from the page, not from the code: it stands for the user who has to read an
+A decoder is NumPy alone and was written from the page, not from the code: it stands for the user who has to read an
 artifact without bantam. Dense tensors must be the source's, bit for bit. A plain artifact needs no decoder: its tensors
 are compared as they are.
 """
@@ -17,7 +18,8 @@ import tempfile
 import numpy as np
 from safetensors.torch import load_file
 
-DECODER = pathlib.Path(__file__).resolve().parents[2] / "docs" / "formats" / "bantam_decode.py"
+FORMATS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "formats"
+DECODERS = {"bantam": FORMATS / "bantam_decode.py", "sparse-24-bitmask": FORMATS / "bitmask_decode.py"}
 # Both multiply the same 32-bit numbers; only a fused multiply-add could round differently.
 LIMIT = 1e-6
 
@@ -53,10 +55,11 @@ def compare(job: dict) -> dict:
 def decoded(job: dict) -> dict:
     """What the decoder makes of the artifact's coded matrices."""
     with tempfile.TemporaryDirectory() as out:
-        done = subprocess.run([sys.executable, str(DECODER), job["artifact"], out], stdout=subprocess.DEVNULL,
+        decoder = DECODERS[job["format"]]
+        done = subprocess.run([sys.executable, str(decoder), job["artifact"], out], stdout=subprocess.DEVNULL,
                               stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"{DECODER.name}: {' '.join(done.stderr.split())[-300:]}")
+            raise RuntimeError(f"{decoder.name}: {' '.join(done.stderr.split())[-300:]}")
         return {path.name.removesuffix(".npy"): np.load(path) for path in pathlib.Path(out).glob("*.npy")}
 
 

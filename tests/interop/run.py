@@ -2,11 +2,13 @@
 """Interop tests: every fixture recipe, run with the binary, must load in the runtime it is written for and give the
 weights and logits of our own `bantam decode`.
 
-usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON [--vptq PYTHON] [--only GLOB] [--keep DIR]
+usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON [--vptq PYTHON] [--sparse PYTHON]
+              [--only GLOB] [--keep DIR]
 
 Four readers that know nothing of bantam's code: transformers with compressed-tensors, transformers with GPTQModel (GPTQ
-and AWQ), transformers with the package `vptq`, and for our own layout `docs/formats/bantam_decode.py`, written in NumPy
-from the format's page. `environment.sh` and `environment-vptq.sh` install them. Tolerances and their reasons are in
+and AWQ), transformers with the package `vptq`, and for our own layout and for bit masks the decoders of `docs/formats`,
+written in NumPy from the formats' pages; for bit masks also compressed-tensors 0.14. `environment.sh`,
+`environment-vptq.sh` and `environment-sparse.sh` install them. Tolerances and their reasons are in
 `schemes.py`. Needs the standard library only.
 """
 
@@ -94,6 +96,7 @@ def main() -> int:
     parser.add_argument("--gptqmodel", required=True, help="Python that has gptqmodel")
     parser.add_argument("--compressed-tensors", required=True, help="Python that has compressed-tensors")
     parser.add_argument("--vptq", help="Python that has vptq; without it such artifacts are made and not read")
+    parser.add_argument("--sparse", help="Python that has compressed-tensors 0.14; without it bit masks are read by NumPy")
     parser.add_argument("--only", default="*", help="recipes whose name matches")
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the artifacts, kept afterwards")
     arguments = parser.parse_args()
@@ -103,9 +106,9 @@ def main() -> int:
     if not recipes:
         parser.error(f"no recipe matches {arguments.only}")
     pythons = {"compressed-tensors": arguments.compressed_tensors, "gptqmodel": arguments.gptqmodel,
-               "vptq": arguments.vptq, "numpy": arguments.gptqmodel}
+               "vptq": arguments.vptq, "sparse": arguments.sparse, "numpy": arguments.gptqmodel}
     scripts = {"compressed-tensors": "read_with.py", "gptqmodel": "read_with.py", "vptq": "read_vptq.py",
-               "numpy": "read_own.py"}
+               "sparse": "read_sparse.py", "numpy": "read_own.py"}
 
     folder = arguments.keep or pathlib.Path(tempfile.mkdtemp(prefix="bantam-interop-"))
     try:
@@ -113,6 +116,8 @@ def main() -> int:
         for recipe in recipes:
             job = make(arguments.bantam, recipe, folder / recipe.stem)
             job["reader"] = schemes.reader_of(job["format"]) if job["failure"] is None else "–"
+            if job.get("format") == "sparse-24-bitmask" and arguments.sparse:
+                job["reader"] = "sparse"
             jobs.append(job)
         results = {}
         for job in jobs:

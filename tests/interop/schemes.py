@@ -55,7 +55,7 @@ def format_of(config: dict) -> str:
         return "dense"
     method = quantization["quant_method"]
     if method == "compressed-tensors":
-        return quantization["format"]
+        return quantization["format"] if "format" in quantization else quantization["sparsity_config"]["format"]
     if method == "gptq":
         return quantization.get("checkpoint_format", "gptq")
     return method
@@ -63,7 +63,8 @@ def format_of(config: dict) -> str:
 
 def reader_of(format_name: str) -> str | None:
     """Which reader a format has; `None` where there is none."""
-    if format_name in ("bantam", "dense"):
+    # compressed-tensors 0.15 and later cannot read the bit masks of earlier versions.
+    if format_name in ("bantam", "dense", "sparse-24-bitmask"):
         return "numpy"
     if format_name in ("gptq", "gptq_v2", "awq"):
         return "gptqmodel"

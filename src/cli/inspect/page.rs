@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Report;
+use super::{Report, sparse};
 use crate::cli::{
     ByteSize, Output, Style, grouped,
     table::{render as table, wrapped},
@@ -40,6 +40,9 @@ pub(super) fn render(report: &Report, output: &Output) -> String {
         let weights = grouped(compressed.parameters);
         let bits = compressed.bits_per_weight;
         line(entry("compressed", &format!("{weights} weights at {bits:.3} bits each, all overhead counted")));
+    }
+    if !report.sparse.is_empty() {
+        line(entry("sparse", &sparse::text(&report.sparse)));
     }
     if let Some(delta) = &report.delta {
         line(entry("stored", &delta.text()));

@@ -8,7 +8,7 @@ use super::usage;
 use crate::{
     checkpoint::{Dtype, is_float},
     cli::{CliError, Output, Style, grouped},
-    evaluate::{Histogram, OUTLIER_SIGMAS, Statistics},
+    evaluate::{Histogram, OUTLIER_SIGMAS, Sparsity, Statistics},
     layout::LogicalCheckpoint,
     model::ModelMap,
     recipe::Selector,
@@ -24,6 +24,8 @@ pub(super) struct Row {
     shape: Vec<usize>,
     bytes: u64,
     statistics: Option<Statistics>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sparsity: Option<Sparsity>,
 }
 
 /// Reads the tensors that any of the selectors matches.
@@ -48,11 +50,13 @@ pub(super) fn gather(
     let mut rows = Vec::new();
     for (mapped, _) in map.tensors.iter().zip(chosen).filter(|(_, chosen)| *chosen) {
         let Some(tensor) = logical.tensor(&mapped.name) else { continue };
-        let statistics = if is_float(tensor.dtype) {
+        let (statistics, sparsity) = if is_float(tensor.dtype) {
             let source = logical.rows(&tensor.name, false)?;
-            Some(Statistics::of(source.as_ref())?)
+            let transposed = mapped.matrix.as_ref().is_some_and(|matrix| matrix.transposed);
+            let sparsity = Sparsity::find(logical.rows(&tensor.name, transposed)?.as_ref())?;
+            (Some(Statistics::of(source.as_ref())?), sparsity)
         } else {
-            None
+            (None, None)
         };
         rows.push(Row {
             name: tensor.name.clone(),
@@ -62,6 +66,7 @@ pub(super) fn gather(
             shape: tensor.shape.clone(),
             bytes: tensor.stored_bytes,
             statistics,
+            sparsity,
         });
     }
     Ok(rows)
@@ -96,6 +101,9 @@ fn render_row(row: &Row, output: &Output) -> String {
         format!(", decodes to {:?}", row.dtype)
     };
     let _ = writeln!(text, "{}, {shape}, {}{decoded}", row.role, row.codec);
+    if let Some(Sparsity { keep, of, zeros }) = &row.sparsity {
+        let _ = writeln!(text, "{keep}:{of} sparse, {:.2} % of the weights are zero", 100.0 * zeros);
+    }
     let Some(statistics) = &row.statistics else {
         let _ = writeln!(text, "no statistics: the values are not floats");
         return text;

@@ -63,6 +63,11 @@ pub fn encode(dtype: Dtype, elements: &[u8], mask: &Mask) -> Result<Bitmask, Cod
             }
         }
     }
-    let shape = [rows, columns].iter().flat_map(|length| (*length as i64).to_le_bytes()).collect();
-    Ok(Bitmask { compressed, bitmask: mask.bits().to_vec(), shape })
+    Ok(Bitmask { compressed, bitmask: mask.bits().to_vec(), shape: shape(rows, columns) })
+}
+
+/// The bytes of `shape`.
+#[must_use]
+pub fn shape(rows: usize, columns: usize) -> Vec<u8> {
+    [rows, columns].iter().flat_map(|length| (*length as i64).to_le_bytes()).collect()
 }

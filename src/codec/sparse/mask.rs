@@ -147,6 +147,12 @@ impl Mask {
         &self.bits
     }
 
+    /// The bytes of [`Mask::bits`].
+    #[must_use]
+    pub fn into_bits(self) -> Vec<u8> {
+        self.bits
+    }
+
     /// The bits of one row.
     #[must_use]
     pub fn row(&self, row: usize) -> &[u8] {

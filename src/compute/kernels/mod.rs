@@ -24,6 +24,7 @@ mod quantize;
 mod rank_update;
 mod rotate;
 mod select;
+mod signs;
 mod source;
 mod triangular_solve;
 mod vectors;
@@ -52,6 +53,7 @@ pub use quantize::{Coding, Scales, dequantize, quantize};
 pub use rank_update::SecondMoments;
 pub use rotate::Angles;
 pub use select::{Selected, select_2_4};
+pub use signs::{PackedSigns, sign_add, sign_pack};
 pub use source::{Source, SourceFormat, convert, error_sums, extents};
 pub use triangular_solve::solve_lower;
 

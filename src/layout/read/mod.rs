@@ -9,6 +9,7 @@ mod config;
 mod delta;
 mod gptq;
 mod inputs;
+mod masks;
 mod matrix;
 mod named;
 mod parts;

@@ -1,6 +1,6 @@
 //! Matrices that are encoded as a whole, because their codes or their rotations mix rows.
 
-use super::{Context, Stripe, encoding_error, refuse_denied};
+use super::{Context, Stripe, encoding_error, refuse_denied, streamed};
 use crate::{
     Result,
     codec::{CodecError, CodedMatrix, RowSource, Whole},
@@ -25,6 +25,11 @@ pub(super) fn encode(
     let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
     let expert = first_row / rows.max(1);
     let failed = |error| encoding_error(context, unit, error);
+    if solved.is_empty()
+        && let Some(stripe) = streamed::encode(context, unit, encode, source, first_row)?
+    {
+        return Ok(stripe);
+    }
     let base = base_weights(context, unit, encode, first_row)?;
     let mut stored = if let Some((coded, deviations)) = solved.get(expert) {
         let decoded = decoded(encode, coded, rows, columns).map_err(failed)?;
@@ -70,13 +75,22 @@ pub(super) fn encode(
     Ok(Stripe { pieces, sums, deviations: stored.deviations, on_device: false })
 }
 
+/// The rows of the base's matrix, where a difference from it is stored.
+pub(super) fn base_rows<'a>(
+    context: &Context<'a>,
+    unit: &Unit,
+    encode: &Encode,
+) -> Result<Option<Box<dyn RowSource + 'a>>> {
+    match (encode.matrix.codec.whole(), context.source.base()) {
+        (Some(Whole::Delta(_)), Some(base)) => Ok(Some(base.rows(&unit.name, encode.matrix.transposed)?)),
+        _ => Ok(None),
+    }
+}
+
 /// The base's matrix, where a difference from it is stored.
 fn base_weights(context: &Context<'_>, unit: &Unit, encode: &Encode, first_row: usize) -> Result<Option<Matrix>> {
-    let (Some(Whole::Delta(_)), Some(base)) = (encode.matrix.codec.whole(), context.source.base()) else {
-        return Ok(None);
-    };
+    let Some(rows) = base_rows(context, unit, encode)? else { return Ok(None) };
     let mut weights = Matrix::zeros(encode.matrix.expert_rows(), encode.matrix.columns);
-    let rows = base.rows(&unit.name, encode.matrix.transposed)?;
     let read = rows.read_rows(first_row, &mut weights.values);
     read.map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
     rows.release_rows(first_row..first_row + weights.rows);

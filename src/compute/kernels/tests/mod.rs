@@ -6,6 +6,7 @@ mod errors;
 mod extents;
 mod pyramid;
 mod select;
+mod signs;
 
 use half::{bf16, f16};
 

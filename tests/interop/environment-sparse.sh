@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Installs the reader of bit masks beside those of environment.sh, once, and prints its Python: a small environment that takes
+# torch and transformers from the one for GPTQ and AWQ.
+#
+# It has a script of its own so that a change of it does not install the large ones anew.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+first=$(bash "$here/environment.sh" | head -1)
+base=$(dirname "$(dirname "$first")")
+hash=$(cat "$here/requirements-sparse.txt" "$0" | sha256sum | cut -c1-12)
+own=$base-sparse-$hash
+
+purelib() {
+    "$1" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'
+}
+
+if [ ! -e "$own/.complete" ]; then
+    rm -rf "$own"
+    python3 -m venv "$own" >&2
+    purelib "$first" > "$(purelib "$own/bin/python")/shared.pth"
+    "$own/bin/pip" install --quiet --no-deps --requirement "$here/requirements-sparse.txt" >&2
+    "$own/bin/python" -c 'import compressed_tensors; assert compressed_tensors.__version__ == "0.14.0.1"' >&2
+    touch "$own/.complete"
+fi
+
+echo "$own/bin/python"
