@@ -15,6 +15,7 @@ use crate::{
         ContentHash, FILE_NAME, Fallback, FileEntry, InputTensor, Manifest, OutputTensor, Part, RUN_LOG_NAME, SCHEMA,
         Tool, Totals, base_tensors,
     },
+    passes::breadcrumbs,
     plan::{Action, Plan, SmallContent, Unit},
     solve::Outcome,
 };
@@ -196,7 +197,8 @@ fn manifest(
     let recipe = plan.recipe.clone();
     let (schema, tool, layout) = (SCHEMA.to_owned(), Tool::default(), plan.layout);
     let base = source.base().map_or_else(Vec::new, |base| base_tensors(base.checkpoint()));
-    Manifest { schema, tool, recipe, layout, base, inputs, tensors, files, fallbacks, totals }
+    let merged = source.merged().iter().map(|model| base_tensors(model.checkpoint())).collect();
+    Manifest { schema, tool, recipe, layout, base, merged, inputs, tensors, files, fallbacks, totals }
 }
 
 fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
@@ -214,6 +216,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         .collect();
     let (passes, matrix) = match &unit.action {
         Action::Encode(encode) => (encode.passes(), Some(encode.matrix.clone())),
+        Action::Merge(_) => (vec![breadcrumbs::INFO.name.to_owned()], None),
         Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None),
     };
     OutputTensor {

@@ -72,9 +72,8 @@ pub(super) fn encode(
 
 /// The base's matrix, where a difference from it is stored.
 fn base_weights(context: &Context<'_>, unit: &Unit, encode: &Encode, first_row: usize) -> Result<Option<Matrix>> {
-    let (Some(Whole::Delta(_)), Some(base)) = (encode.matrix.codec.whole(), context.source.base()) else {
-        return Ok(None);
-    };
+    let difference = encode.matrix.codec.whole().is_some_and(Whole::is_difference);
+    let Some(base) = context.source.base().filter(|_| difference) else { return Ok(None) };
     let mut weights = Matrix::zeros(encode.matrix.expert_rows(), encode.matrix.columns);
     let rows = base.rows(&unit.name, encode.matrix.transposed)?;
     let read = rows.read_rows(first_row, &mut weights.values);
