@@ -2,6 +2,7 @@
 
 pub mod awq;
 pub mod bitdelta;
+pub mod breadcrumbs;
 pub mod folding;
 pub mod gptq;
 pub mod mask;
@@ -43,6 +44,8 @@ pub enum Settings {
     Rotate(rotate::Settings),
     /// Signs and scales of the difference from a base.
     BitDelta(bitdelta::Settings),
+    /// Masked differences from a base.
+    Breadcrumbs(breadcrumbs::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -91,6 +94,7 @@ pub const REGISTRY: &[PassInfo] = &[
     pvq::INFO,
     vptq::INFO,
     bitdelta::INFO,
+    breadcrumbs::INFO,
 ];
 
 /// One matrix as a pass sees it at plan time.
@@ -317,6 +321,12 @@ impl Settings {
         }
     }
 
+    /// Whether what it stores is a difference from a base.
+    #[must_use]
+    pub fn is_difference(&self) -> bool {
+        matches!(self, Self::BitDelta(_) | Self::Breadcrumbs(_))
+    }
+
     /// Whether its codes are found under second moments of the input.
     #[must_use]
     pub fn is_solved(&self) -> bool {
@@ -327,7 +337,7 @@ impl Settings {
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
         match self {
-            Self::Rtn(_) | Self::Rotate(_) | Self::BitDelta(_) => false,
+            Self::Rtn(_) | Self::Rotate(_) | Self::BitDelta(_) | Self::Breadcrumbs(_) => false,
             Self::Mask(settings) => settings.needs_calibration(),
             Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
             Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
@@ -353,6 +363,7 @@ impl Settings {
             Self::Vptq(settings) => settings.choose(matrix),
             Self::Mask(settings) => settings.choose(matrix),
             Self::BitDelta(settings) => Ok(settings.choose()),
+            Self::Breadcrumbs(settings) => settings.choose(matrix),
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
@@ -407,6 +418,9 @@ impl Settings {
                 Ok((sparse.encode(&weights.values, &found)?.into(), Deviations::new()))
             }
             (Self::BitDelta(settings), Whole::Delta(_)) => Ok((settings.encode(weights), Deviations::new())),
+            (Self::Breadcrumbs(settings), Whole::Crumbs(crumbs)) => {
+                Ok((settings.encode(crumbs, weights)?, Deviations::new()))
+            }
             _ => Err(CodecError::Missing { what: "encoder for this number format" }),
         }
     }

@@ -40,6 +40,9 @@ pub mod manifest;
 
 pub mod decode;
 
+pub mod exchange;
+pub mod torch_file;
+
 pub mod verify;
 
 pub mod cli;

@@ -69,6 +69,18 @@ pub enum Command {
     /// tensor gets that type, and a weight that is too large for it is an error.
     #[command(after_help = "Example:\n  bantam decode llama-int4 --out llama-decoded")]
     Decode(DecodeArguments),
+    /// Read a fine-tune that BitDelta stored: diff.pt, or the same names in safetensors
+    ///
+    /// Writes an artifact of layout delta, which `decode`, `eval` and `verify` take with `--base`. Of a `.pt` file only a flat
+    /// dictionary of tensors is read; nothing in it is executed. Configuration and tokenizer are the base's.
+    #[command(after_help = "Example:\n  bantam import diff.pt --base llama --out llama-chat-delta")]
+    Import(ImportArguments),
+    /// Write an artifact of pass bitdelta as safetensors with the names that BitDelta uses
+    ///
+    /// Takes one plane of signs and one scale per matrix (planes = 1, scale = "matrix"). Tensors that are the base's are left
+    /// out; where only some rows are stored, --base makes them whole.
+    #[command(after_help = "Example:\n  bantam export llama-chat-delta --base llama --out diff.safetensors")]
+    Export(ExportArguments),
     /// Compare two models tensor by tensor, worst first
     ///
     /// Either may be a checkpoint or an artifact; compressed tensors are decoded on the way. Exits with 1 when a tensor
@@ -119,6 +131,8 @@ impl Command {
             Self::Plan(arguments) => arguments.json,
             Self::Inspect(arguments) => arguments.json,
             Self::Decode(arguments) => arguments.json,
+            Self::Import(arguments) => arguments.json,
+            Self::Export(arguments) => arguments.json,
             Self::Diff(arguments) => arguments.json,
             Self::Verify(arguments) => arguments.json,
             Self::Eval(arguments) => arguments.json,
@@ -136,6 +150,9 @@ pub struct RunArguments {
     /// The checkpoint, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// The checkpoint that differences are taken from, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// The folder to write, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -170,6 +187,9 @@ pub struct PlanArguments {
     /// The checkpoint, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// The checkpoint that differences are taken from, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// The folder that would be written, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -242,6 +262,38 @@ pub struct DecodeArguments {
     /// Element type of every float tensor [default: what the artifact says]
     #[arg(long, value_enum)]
     pub dtype: Option<DenseDtype>,
+    /// What was written as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam import`.
+#[derive(Debug, Clone, Args)]
+pub struct ImportArguments {
+    /// diff.pt, or a .safetensors file with the same names
+    pub file: PathBuf,
+    /// The checkpoint that the differences are from
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// The folder to write; it must not exist
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// What was written as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam export`.
+#[derive(Debug, Clone, Args)]
+pub struct ExportArguments {
+    /// An artifact of pass bitdelta
+    pub artifact: PathBuf,
+    /// The checkpoint that the differences are from; needed where only some rows of a tensor are stored
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// The file to write, in safetensors; it must not exist
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
     /// What was written as one JSON object on stdout
     #[arg(long)]
     pub json: bool,

@@ -47,6 +47,7 @@ pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCo
     let (source, mut plan) = job::plan(&Job {
         recipe: &arguments.recipe,
         model: arguments.model.as_ref(),
+        base: None,
         out: None,
         default_out: Some("artifact"),
         threads: arguments.threads,

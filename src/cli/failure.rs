@@ -5,8 +5,8 @@ use std::{error::Error as StdError, io};
 use super::Output;
 use crate::{
     Error, ExitCode, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError,
-    forward::ForwardError, layout::LayoutError, manifest::ManifestError, plan::PlanError, recipe::RecipeError,
-    run::RunError,
+    exchange::ExchangeError, forward::ForwardError, layout::LayoutError, manifest::ManifestError, plan::PlanError,
+    recipe::RecipeError, run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.
@@ -108,6 +108,9 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
         return Some((error.exit_code(), error.hint()));
     }
     if let Some(error) = cause.downcast_ref::<DecodeError>() {
+        return Some((error.exit_code(), error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<ExchangeError>() {
         return Some((error.exit_code(), error.hint()));
     }
     if let Some(error) = cause.downcast_ref::<PlanError>() {

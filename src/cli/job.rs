@@ -17,6 +17,7 @@ use crate::{
 pub(super) struct Job<'a> {
     pub(super) recipe: &'a Path,
     pub(super) model: Option<&'a PathBuf>,
+    pub(super) base: Option<&'a PathBuf>,
     pub(super) out: Option<&'a PathBuf>,
     /// Stands in where nothing names a target and none is written.
     pub(super) default_out: Option<&'static str>,
@@ -29,13 +30,19 @@ pub(super) struct Job<'a> {
 
 /// Opens everything and plans.
 pub(super) fn plan(job: &Job<'_>) -> Result<(LogicalCheckpoint, Plan), anyhow::Error> {
-    let overrides =
-        Overrides { model: job.model.cloned(), out: job.out.cloned(), default_out: job.default_out.map(PathBuf::from) };
+    let overrides = Overrides {
+        model: job.model.cloned(),
+        base: job.base.cloned(),
+        out: job.out.cloned(),
+        default_out: job.default_out.map(PathBuf::from),
+    };
     let recipe = Recipe::read_with(job.recipe, &overrides)?;
     let mut source = open_model(&recipe.model, None)?;
     if let Some(base) = &recipe.base {
         source = source.with_base(open_model(base, None)?)?;
     }
+    let merged = recipe.merged.iter().map(|model| open_model(model, None));
+    source = source.with_merged(merged.collect::<Result<_, _>>()?);
     let map = model_map(&source);
     let options = Options {
         threads: threads(job.threads),

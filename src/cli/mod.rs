@@ -6,6 +6,7 @@ pub mod decode;
 pub mod devices;
 pub mod diff;
 pub mod eval;
+pub mod exchange;
 pub mod failure;
 pub mod inspect;
 mod job;
@@ -21,7 +22,8 @@ pub mod verify;
 
 pub use arguments::{
     CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
-    DiffArguments, EvalArguments, GlobalArguments, InspectArguments, PlanArguments, RunArguments, VerifyArguments,
+    DiffArguments, EvalArguments, ExportArguments, GlobalArguments, ImportArguments, InspectArguments, PlanArguments,
+    RunArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -55,6 +57,8 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Plan(arguments) => plan::execute(arguments, output),
         Command::Inspect(arguments) => inspect::execute(arguments, output),
         Command::Decode(arguments) => decode::execute(arguments, output),
+        Command::Import(arguments) => exchange::import(arguments, output),
+        Command::Export(arguments) => exchange::export(arguments, output),
         Command::Diff(arguments) => diff::execute(arguments, output),
         Command::Eval(arguments) => eval::execute(arguments, output),
         Command::Calibrate(arguments) => calibrate::execute(arguments, output),

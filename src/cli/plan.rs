@@ -15,6 +15,7 @@ pub fn execute(arguments: &PlanArguments, output: &Output) -> Result<ExitCode, a
     let (_, plan) = job::plan(&Job {
         recipe: &arguments.recipe,
         model: arguments.model.as_ref(),
+        base: arguments.base.as_ref(),
         out: arguments.out.as_ref(),
         default_out: Some("artifact"),
         threads: arguments.threads,

@@ -83,6 +83,8 @@ fn rows(plan: &Plan) -> BTreeMap<(String, String), Row> {
             Action::Rows(_) => "the base's but for rows".to_owned(),
             Action::Decode => format!("{} decoded", unit.codec_name()),
             Action::Transform => format!("{} scaled", unit.codec_name()),
+            Action::Merge(merge) if merge.mask.is_some() => format!("{} merged, masked", unit.codec_name()),
+            Action::Merge(_) => format!("{} merged", unit.codec_name()),
             Action::Encode(encode) if encode.choice.mask.is_some() => {
                 format!("{} {}", encode.mask_name().unwrap_or_default(), unit.codec_name())
             }

@@ -33,6 +33,7 @@ pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, an
         job::plan(&Job {
             recipe: &arguments.recipe,
             model: arguments.model.as_ref(),
+            base: arguments.base.as_ref(),
             out: arguments.out.as_ref(),
             default_out: None,
             threads: arguments.threads,

@@ -5,6 +5,7 @@
 //! [`Codec::dequantize_rows`] turns it back into weights. So a pass knows no layout and a layout no algorithm.
 
 pub mod bits;
+pub mod crumbs;
 pub mod delta;
 pub mod float4;
 pub mod float8;
@@ -30,6 +31,7 @@ mod whole;
 
 pub use coded::{CodedRows, MatrixParameters, Outliers};
 pub use coding::{CodedMatrix, Coding};
+pub use crumbs::Crumbs;
 pub use delta::{Delta, Share};
 pub use error::CodecError;
 pub use format::{Codec, Element, Granularity, OutlierCount, ScaleFormat, ZeroPoint};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Delta, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
+use super::{CodecError, Crumbs, Delta, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -17,6 +17,8 @@ pub enum Whole {
     Sparse(Sparse),
     /// Signs and scales of a difference; weights only together with the matrix that it is a difference from.
     Delta(Delta),
+    /// Some values of a difference; likewise.
+    Crumbs(Crumbs),
 }
 
 /// One stored tensor of a coded matrix.
@@ -50,6 +52,7 @@ impl Whole {
             Self::Vector(format) => format.name(),
             Self::Sparse(sparse) => sparse.name(),
             Self::Delta(delta) => delta.name(),
+            Self::Crumbs(crumbs) => crumbs.name(),
         }
     }
 
@@ -59,7 +62,8 @@ impl Whole {
         let vector = || VectorFormat::parse_name(name, storage).map(Self::Vector);
         let sparse = || Sparse::parse_name(name, storage.into()).map(Self::Sparse);
         let delta = || Delta::parse_name(name).map(Self::Delta);
-        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse).or_else(delta)
+        let crumbs = || Crumbs::parse_name(name, storage.into()).map(Self::Crumbs);
+        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse).or_else(delta).or_else(crumbs)
     }
 
     /// The type of stored floats.
@@ -70,7 +74,14 @@ impl Whole {
             Self::Vector(format) => format.storage.into(),
             Self::Sparse(sparse) => sparse.dtype,
             Self::Delta(_) => Dtype::F32,
+            Self::Crumbs(crumbs) => crumbs.dtype,
         }
+    }
+
+    /// Whether it stands for a difference, and for weights only together with a base.
+    #[must_use]
+    pub fn is_difference(&self) -> bool {
+        matches!(self, Self::Delta(_) | Self::Crumbs(_))
     }
 
     /// Checks that a matrix of this shape can be coded so.
@@ -83,6 +94,7 @@ impl Whole {
             Self::Vector(format) => format.validate(rows, columns),
             Self::Sparse(sparse) => sparse.validate(rows, columns),
             Self::Delta(delta) => delta.validate(rows, columns),
+            Self::Crumbs(crumbs) => crumbs.validate(rows, columns),
         }
     }
 
@@ -101,7 +113,10 @@ impl Whole {
             Self::Delta(delta) if delta.validate(rows, columns).is_ok() => {
                 delta.tensors(rows, columns).into_iter().map(stored).collect()
             }
-            Self::Vector(_) | Self::Sparse(_) | Self::Delta(_) => Vec::new(),
+            Self::Crumbs(crumbs) if crumbs.validate(rows, columns).is_ok() => {
+                crumbs.tensors(rows, columns).into_iter().map(stored).collect()
+            }
+            Self::Vector(_) | Self::Sparse(_) | Self::Delta(_) | Self::Crumbs(_) => Vec::new(),
         }
     }
 
@@ -121,6 +136,7 @@ impl Whole {
             Self::Vector(format) => format.decode(rows, columns, stored, format.storage),
             Self::Sparse(sparse) => sparse.decode(rows, columns, stored),
             Self::Delta(delta) => delta.decode(rows, columns, stored),
+            Self::Crumbs(crumbs) => crumbs.decode(rows, columns, stored),
         }
     }
 }

@@ -8,6 +8,7 @@ mod staging;
 mod write;
 
 pub use error::DecodeError;
+pub(crate) use staging::Staging;
 
 use std::path::{Path, PathBuf};
 

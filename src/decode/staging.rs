@@ -9,7 +9,7 @@ use super::DecodeError;
 
 /// A work folder beside the target, locked for this process and removed with whatever is left in it.
 #[derive(Debug)]
-pub(super) struct Staging {
+pub(crate) struct Staging {
     work: PathBuf,
     folder: PathBuf,
     // Held until dropped: the lock that keeps a second process out.
@@ -18,7 +18,7 @@ pub(super) struct Staging {
 
 impl Staging {
     /// Makes the work folder, after making sure that the target is free.
-    pub(super) fn open(out: &Path) -> Result<Self, DecodeError> {
+    pub(crate) fn open(out: &Path) -> Result<Self, DecodeError> {
         let target_exists = || DecodeError::TargetExists { out: out.to_owned() };
         // The link itself counts, even one that leads nowhere.
         if fs::symlink_metadata(out).is_ok() {
@@ -44,26 +44,26 @@ impl Staging {
     }
 
     /// The folder that becomes the target.
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Writes a small file and syncs it.
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), DecodeError> {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), DecodeError> {
         let path = self.folder.join(name);
         fs::write(&path, bytes).map_err(DecodeError::io("write", &path))?;
         File::open(&path).and_then(|file| file.sync_all()).map_err(DecodeError::io("sync", &path))
     }
 
     /// Copies a small file of the source.
-    pub(super) fn copy(&self, source: &Path) -> Result<(), DecodeError> {
+    pub(crate) fn copy(&self, source: &Path) -> Result<(), DecodeError> {
         let bytes = fs::read(source).map_err(DecodeError::io("read", source))?;
         let name = source.file_name().unwrap_or_default().to_string_lossy();
         self.write(&name, &bytes)
     }
 
     /// Gives the folder its name.
-    pub(super) fn publish(&self, out: &Path) -> Result<(), DecodeError> {
+    pub(crate) fn publish(&self, out: &Path) -> Result<(), DecodeError> {
         let sync = |folder: &Path| {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(DecodeError::io("sync folder", folder))
         };

@@ -140,7 +140,7 @@ impl Layout for Bantam {
         if matrix.experts.is_some_and(|experts| experts == 0 || !matrix.rows.is_multiple_of(experts)) {
             return Err(Refusal::Shape(format!("the experts of `{}` do not divide its rows", matrix.name)));
         }
-        if let Some(Whole::Delta(_)) = matrix.codec.whole() {
+        if matrix.codec.whole().is_some_and(Whole::is_difference) {
             return Err(Refusal::Format(format!(
                 "layout `bantam` holds whole weights, but `{}` is to be a difference; use layout `delta`",
                 matrix.name

@@ -71,9 +71,9 @@ impl Layout for DeltaLayout {
 
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
         without_activations("delta", matrix)?;
-        if !matches!(matrix.codec.whole(), Some(Whole::Delta(_))) || matrix.rotations.is_some() {
+        if !matrix.codec.whole().is_some_and(Whole::is_difference) || matrix.rotations.is_some() {
             return Err(Refusal::Format(format!(
-                "layout `delta` has differences of pass `bitdelta` only, but `{}` is to be something else",
+                "layout `delta` has differences from a base only, but `{}` is to be something else",
                 matrix.name
             )));
         }

@@ -22,6 +22,7 @@ pub use error::LayoutError;
 pub use pieces::{Piece, scatter};
 pub use read::{LogicalCheckpoint, LogicalTensor};
 pub use refusal::Refusal;
+pub(crate) use streams::transpose;
 
 use serde::{Deserialize, Serialize};
 

@@ -37,7 +37,7 @@ pub(super) fn unpack_rows(packed: &[u8], columns: usize, bits: u8, row_bytes: us
 }
 
 /// Turns `[rows, columns]` into `[columns, rows]`, in tiles that stay in the cache.
-pub(super) fn transpose<T: Copy + Default>(source: &[T], rows: usize, columns: usize) -> Vec<T> {
+pub(crate) fn transpose<T: Copy + Default>(source: &[T], rows: usize, columns: usize) -> Vec<T> {
     const TILE: usize = 16;
     let mut turned = vec![T::default(); rows * columns];
     for row_tile in (0..rows).step_by(TILE) {

@@ -46,6 +46,9 @@ pub struct Manifest {
     /// Every tensor of the base that differences are from, as stored there; by name; absent where there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub base: Vec<InputTensor>,
+    /// Every tensor of each further model that was merged with the source, in the recipe's order; absent for most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub merged: Vec<Vec<InputTensor>>,
     /// Every tensor of the source, as stored there; by name.
     pub inputs: Vec<InputTensor>,
     /// Every logical tensor of the artifact; by name.
@@ -200,6 +203,7 @@ impl Manifest {
         self.check_finite()?;
         let mut sorted = self.clone();
         sorted.base.sort_by(|a, b| a.name.cmp(&b.name));
+        sorted.merged.iter_mut().for_each(|model| model.sort_by(|a, b| a.name.cmp(&b.name)));
         sorted.inputs.sort_by(|a, b| a.name.cmp(&b.name));
         sorted.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         sorted.files.sort_by(|a, b| a.name.cmp(&b.name));

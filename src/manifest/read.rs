@@ -130,7 +130,8 @@ impl Manifest {
             let expected = expected.map_or_else(|| "more than can be".to_owned(), |n| n.to_string());
             Err((key, format!("{dtype:?} of shape {shape:?} is {expected} bytes, not {bytes}")))
         };
-        for (list, inputs) in [("base", &self.base), ("inputs", &self.inputs)] {
+        let merged = self.merged.iter().map(|model| ("merged", model));
+        for (list, inputs) in [("base", &self.base), ("inputs", &self.inputs)].into_iter().chain(merged) {
             let mut names = BTreeSet::new();
             for input in inputs {
                 let key = format!("{list}.{}", input.name);

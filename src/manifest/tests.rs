@@ -33,6 +33,7 @@ fn manifest() -> Manifest {
         recipe: json!({"schema": 1}),
         layout: LayoutName::Dense,
         base: Vec::new(),
+        merged: Vec::new(),
         inputs: vec![input("b"), input("a")],
         tensors: vec![output("b", Some(error)), output("a", None)],
         files: vec![FileEntry { name: "config.json".into(), bytes: 2, hash: ContentHash::of(b"{}") }],

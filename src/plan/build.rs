@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Action, Encode, MemoryPlan, Options, Plan, PlanError, SolvePlan, Unit,
+    Action, Encode, MemoryPlan, Merge, Options, Plan, PlanError, SolvePlan, Unit,
     delta::{self, Shared},
-    masks, memory, shards, small_files, solving,
+    masks, memory, merge, shards, small_files, solving,
 };
 use crate::{
     Result,
@@ -84,6 +84,7 @@ impl Plan {
         let mut notes = inputs.model.notes.clone();
         let mut fallbacks = Vec::new();
         let assignments = inputs.recipe.assign(inputs.model)?;
+        let mut merges = merge::merges(inputs, target.name(), &assignments, &mut fallbacks, &mut notes)?;
         let wishes = wishes(inputs, target.as_ref(), &assignments)?;
         let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes)?;
         share_codebooks(inputs, &wishes, &mut choices)?;
@@ -118,6 +119,9 @@ impl Plan {
         notes.extend(masks::dense_columns(encodes.values()));
         if recipe.non_finite == NonFinite::Keep {
             keep_non_finite(inputs, &mut encodes, &mut fallbacks, &mut notes);
+            let kept =
+                |fallback: &Fallback, name: &String| fallback.kind == "non-finite-kept" && fallback.tensor == *name;
+            merges.retain(|name, _| !fallbacks.iter().any(|fallback| kept(fallback, name)));
         }
         if options.deny_fallbacks
             && let Some(first) = fallbacks.first()
@@ -130,7 +134,7 @@ impl Plan {
         {
             return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
         }
-        let parts = Parts { encodes, shared, fallbacks, notes, solve };
+        let parts = Parts { encodes, merges, shared, fallbacks, notes, solve };
         assemble(inputs, target.as_ref(), parts, options)
     }
 }
@@ -138,6 +142,7 @@ impl Plan {
 /// What was decided, before it has places.
 struct Parts<'a> {
     encodes: BTreeMap<&'a str, Encode>,
+    merges: BTreeMap<String, Merge>,
     shared: BTreeMap<String, Shared>,
     fallbacks: Vec<Fallback>,
     notes: Vec<String>,
@@ -150,7 +155,8 @@ fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment
     let mut masks = masks::masks(inputs.recipe, assignments)?;
     for Assignment { rule, tensor: name, settings } in assignments.iter().cloned() {
         let alone = matches!(settings, Settings::Mask(_)) && masks.get(&name).is_some_and(|mask| mask.alone);
-        if inputs.recipe.passes[rule].kind == Kind::Transform && !alone {
+        let merged = matches!(settings, Settings::Breadcrumbs(_)) && target.name() == LayoutName::Dense;
+        if (inputs.recipe.passes[rule].kind == Kind::Transform && !alone) || merged {
             continue;
         }
         let (Some(tensor), Some(mapped)) = (inputs.source.tensor(&name), inputs.model.tensor(&name)) else { continue };
@@ -326,8 +332,7 @@ fn accept(
     if is_embedding && !is_own(target.name()) {
         return Err(cannot("runtimes read embeddings dense in this layout".into()).into());
     }
-    let obstacle =
-        || matches!(wish.settings, Settings::BitDelta(_)).then(|| delta::obstacle(inputs.source.base(), wish.tensor));
+    let obstacle = || wish.settings.is_difference().then(|| delta::obstacle(inputs.source.base(), wish.tensor));
     let accepted = target.accepts(&spec).and_then(|()| match obstacle().flatten() {
         Some(message) => Err(Refusal::Shape(message)),
         None => Ok(()),
@@ -383,7 +388,7 @@ fn keep_non_finite(
 }
 
 fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: &Options) -> Result<Plan> {
-    let Parts { mut encodes, mut shared, fallbacks, mut notes, solve } = parts;
+    let Parts { mut encodes, mut merges, mut shared, fallbacks, mut notes, solve } = parts;
     let recipe = inputs.recipe;
     let checkpoint = inputs.source.checkpoint();
     let mut tensors: Vec<&LogicalTensor> = inputs.source.tensors().iter().collect();
@@ -407,6 +412,10 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
             None if solve.as_ref().is_some_and(|solve| solve.touched.contains_key(&tensor.name)) => {
                 (Action::Transform, plain())
             }
+            None if merges.contains_key(&tensor.name) => match merges.remove(&tensor.name) {
+                Some(merge) => (Action::Merge(Box::new(merge)), plain()),
+                None => (Action::Copy, plain()),
+            },
             None if !tensor.is_plain() => (Action::Decode, plain()),
             None if shared.contains_key(&tensor.name) => match shared.remove(&tensor.name) {
                 Some(Shared::But(rows)) => {
@@ -427,11 +436,10 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
             weights: tensor.shape.iter().map(|&length| length as u64).product(),
             parts: tensor.parts.clone(),
             source_bytes: tensor.stored_bytes,
-            base_bytes: match &action {
-                Action::Encode(_) => inputs.source.base().and_then(|base| base.tensor(&tensor.name)),
-                _ => None,
-            }
-            .map_or(0, |tensor| tensor.stored_bytes + 8 * tensor.decoded_at_once),
+            base_bytes: beside(inputs, &action)
+                .filter_map(|model| model.tensor(&tensor.name))
+                .map(|tensor| tensor.stored_bytes + 8 * tensor.decoded_at_once)
+                .sum(),
             coded_source: !tensor.is_plain(),
             decoded_at_once: tensor.decoded_at_once,
             action,
@@ -496,6 +504,13 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
     };
     plan.digest = digest(&plan);
     Ok(plan)
+}
+
+/// The checkpoints that are read beside the source.
+fn beside<'a>(inputs: Inputs<'a>, action: &Action) -> impl Iterator<Item = &'a LogicalCheckpoint> {
+    let base = inputs.source.base().filter(|_| matches!(action, Action::Encode(_) | Action::Merge(_)));
+    let merged = if matches!(action, Action::Merge(_)) { inputs.source.merged() } else { &[] };
+    base.into_iter().chain(merged)
 }
 
 /// Whether a layout is our own, which no runtime reads.

@@ -16,7 +16,11 @@ impl Plan {
                     "name": unit.name,
                     "role": unit.role,
                     "action": unit.action.name(),
-                    "pass": match &unit.action { Action::Encode(encode) => Some(encode.pass.as_str()), _ => None },
+                    "pass": match &unit.action {
+                        Action::Encode(encode) => Some(encode.pass.as_str()),
+                        Action::Merge(_) => Some(crate::passes::breadcrumbs::INFO.name),
+                        _ => None,
+                    },
                     "codec": unit.codec_name(),
                     "mask": match &unit.action { Action::Encode(encode) => encode.mask_name(), _ => None },
                     "shape": unit.shape,

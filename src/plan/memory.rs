@@ -27,6 +27,8 @@ const WORKER_BYTES: u64 = 3 << 20;
 const TENSOR_BYTES: u64 = 2 << 10;
 /// F32 copies of a matrix that is encoded as a whole: the source, the rotated, the decoded one, and one in work.
 const WHOLE_BYTES_PER_WEIGHT: u64 = 16;
+/// What merging takes: the base, the sum, one model's change, the places kept of it and the keys that rank it.
+const MERGE_BYTES_PER_WEIGHT: u64 = 32;
 /// What points of pyramids take beside that while they are found: the target, values and differences in F32, points in 16
 /// bits, in chunks of vectors of which the last one is filled up.
 const POINTS_BYTES_PER_WEIGHT: u64 = 14;
@@ -122,6 +124,9 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
             // The base in F32.
             scratch += rows * columns as u64 * 4;
         }
+    }
+    if matches!(unit.action, Action::Merge(_)) {
+        scratch += step.min(rows) * columns as u64 * MERGE_BYTES_PER_WEIGHT;
     }
     Cost { fixed, per_row, rows, step, scratch }
 }

@@ -10,6 +10,7 @@ mod error;
 mod json;
 mod masks;
 mod memory;
+mod merge;
 mod shards;
 mod small_files;
 mod solving;
@@ -20,6 +21,7 @@ pub use error::PlanError;
 pub(crate) use memory::COPY_CHUNK_BYTES;
 use memory::stripe_rows;
 pub use memory::{MemoryPlan, Slab};
+pub use merge::Merge;
 pub use small_files::{SmallContent, SmallFile};
 
 use std::path::PathBuf;
@@ -122,7 +124,7 @@ impl Unit {
         match &self.action {
             Action::Copy | Action::Same => self.source_bytes,
             Action::Rows(rows) => rows.len() as u64,
-            Action::Decode | Action::Transform => self.weights / self.columns().max(1) as u64,
+            Action::Decode | Action::Transform | Action::Merge(_) => self.weights / self.columns().max(1) as u64,
             Action::Encode(encode) => encode.matrix.rows as u64,
         }
     }
@@ -132,7 +134,7 @@ impl Unit {
     pub fn rows_are_contiguous(&self) -> bool {
         match &self.action {
             Action::Copy | Action::Same => true,
-            Action::Decode | Action::Transform | Action::Rows(_) => false,
+            Action::Decode | Action::Transform | Action::Rows(_) | Action::Merge(_) => false,
             Action::Encode(encode) => !self.coded_source && !encode.matrix.transposed,
         }
     }
@@ -142,6 +144,7 @@ impl Unit {
     pub fn columns(&self) -> usize {
         match &self.action {
             Action::Encode(encode) => encode.matrix.columns,
+            Action::Merge(merge) => merge.columns,
             Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => {
                 self.shape.last().copied().unwrap_or(1)
             }
@@ -160,9 +163,10 @@ impl Unit {
     /// Rows that are worked on at a time: a stripe, or one expert's whole matrix.
     #[must_use]
     pub(crate) fn stripe_rows(&self) -> usize {
-        match self.whole_matrix() {
-            Some(encode) => encode.matrix.expert_rows().max(1),
-            None => stripe_rows(self.columns()),
+        match (self.whole_matrix(), &self.action) {
+            (Some(encode), _) => encode.matrix.expert_rows().max(1),
+            (None, Action::Merge(merge)) if merge.is_whole() => merge.rows.max(1),
+            (None, _) => stripe_rows(self.columns()),
         }
     }
 
@@ -178,7 +182,7 @@ impl Unit {
         match &self.action {
             Action::Encode(encode) => encode.matrix.codec.name(),
             Action::Same | Action::Rows(_) => self.action.name().to_owned(),
-            Action::Copy | Action::Decode | Action::Transform => self
+            Action::Copy | Action::Decode | Action::Transform | Action::Merge(_) => self
                 .outputs
                 .first()
                 .map_or_else(String::new, |output| format!("{:?}", output.spec.dtype).to_lowercase()),
@@ -199,6 +203,8 @@ pub enum Action {
     Decode,
     /// The weights are scaled as calibration found, and stay dense.
     Transform,
+    /// The changes of several models are merged, and stay dense.
+    Merge(Box<Merge>),
     /// The weights are encoded.
     Encode(Box<Encode>),
 }
@@ -213,6 +219,7 @@ impl Action {
             Self::Rows(_) => "rows",
             Self::Decode => "decode",
             Self::Transform => "transform",
+            Self::Merge(_) => "merge",
             Self::Encode(_) => "encode",
         }
     }

@@ -37,7 +37,9 @@ pub struct Recipe {
     pub path: PathBuf,
     /// The checkpoint.
     pub model: PathBuf,
-    /// The checkpoint that the model was made from, where differences from it are stored.
+    /// Further checkpoints, whose changes are merged with the first one's.
+    pub merged: Vec<PathBuf>,
+    /// The checkpoint that the model was made from, where differences from it are stored or merged.
     pub base: Option<PathBuf>,
     /// Seed of every random choice.
     pub seed: u64,
@@ -57,6 +59,7 @@ pub struct Recipe {
 #[derive(Debug, Clone)]
 struct Written {
     model: Option<String>,
+    merged: Vec<String>,
     base: Option<String>,
     out: Option<String>,
 }
@@ -66,6 +69,8 @@ struct Written {
 pub struct Overrides {
     /// `--model`: wins over the recipe's `model`.
     pub model: Option<PathBuf>,
+    /// `--base`: wins over the recipe's `base`.
+    pub base: Option<PathBuf>,
     /// `--out`: wins over the recipe's `out`.
     pub out: Option<PathBuf>,
     /// Taken where neither names a folder to write, for commands that write none; without it that is an error.

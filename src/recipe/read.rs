@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     layout::LayoutName,
-    passes::{PassInfo, bitdelta},
+    passes::{PassInfo, bitdelta, breadcrumbs},
 };
 
 /// Largest recipe in bytes.
@@ -96,7 +96,7 @@ fn read_root(
         &["schema", "model", "base", "seed", "input", "calibration", "pass", "artifact"],
     );
     check_schema(reader, root);
-    let model = reader.string(root, "model", "the folder of a checkpoint").map(|model| model.value);
+    let (model, merged) = read_models(reader, root);
     if model.is_none() && overrides.model.is_none() && !root.contains_key("model") {
         missing(reader, None, "`model` is missing", "write `model = \"…\"` at the top, or give --model DIR");
     }
@@ -113,36 +113,78 @@ fn read_root(
         missing(reader, None, "the recipe has no `[[pass]]`", "write `[[pass]]` and under it `use = \"int4\"`");
     }
     let (artifact, out) = read_artifact(reader, root, folder, overrides);
-    check_base(reader, base.as_ref(), &passes, artifact.as_ref());
+    let given = overrides.base.as_ref().map(|_| None).or(base.as_ref().map(|base| Some(base.span.clone())));
+    check_base(reader, given, &passes, artifact.as_ref());
+    // A model from the command line stands in for all of the recipe's.
+    let merged = merged.filter(|_| overrides.model.is_none());
+    check_merge(reader, merged.as_ref(), &passes, artifact.as_ref());
+    let merged = merged.map_or_else(Vec::new, |merged| merged.value);
     let base = base.map(|base| base.value);
     let relative = |written: &str| tidy(&folder.join(written));
     Some(Recipe {
         path: path.to_owned(),
         model: overrides.model.clone().or_else(|| model.as_deref().map(relative)).unwrap_or_default(),
-        base: base.as_deref().map(relative),
+        merged: merged.iter().map(|model| relative(model)).collect(),
+        base: overrides.base.clone().or_else(|| base.as_deref().map(relative)),
         seed,
         non_finite,
         calibration,
         passes,
         artifact: artifact?,
-        written: Written { model, base, out },
+        written: Written { model, merged, base, out },
         source: reader.source.clone(),
     })
 }
 
-/// A base, the pass that stores differences from it and the layout that holds them: all of them or none.
-fn check_base(
+/// One checkpoint, or several that are merged: the first one, and the others with the place of the list.
+fn read_models(reader: &mut Reader<'_>, root: &DeTable<'_>) -> (Option<String>, Option<Located<Vec<String>>>) {
+    let expected = "the folder of a checkpoint";
+    if !root.get("model").is_some_and(|value| value.get_ref().is_array()) {
+        return (reader.string(root, "model", expected).map(|model| model.value), None);
+    }
+    let Some(list) = reader.strings(root, "model", expected) else { return (None, None) };
+    if list.value.is_empty() || list.value.iter().any(|model| model.value.is_empty()) {
+        reader.wrong(&list.span, "`model`: expected folders of checkpoints, got none or an empty string");
+    }
+    let mut models = list.value.into_iter().map(|model| model.value);
+    let first = models.next();
+    (first, Some(Located { value: models.collect(), span: list.span }))
+}
+
+/// Several models are merged by one pass into one whole model.
+fn check_merge(
     reader: &mut Reader<'_>,
-    base: Option<&Located<String>>,
+    merged: Option<&Located<Vec<String>>>,
     passes: &[PassRule],
     artifact: Option<&Artifact>,
 ) {
-    let of_differences = |rule: &&PassRule| rule.pass == bitdelta::INFO.name;
+    let Some(list) = merged.filter(|list| !list.value.is_empty()) else { return };
+    if passes.iter().any(|rule| rule.pass != breadcrumbs::INFO.name) {
+        let problem = Problem::at(&list.span, "`model`: no pass merges several models");
+        reader.report(problem.help("write `use = \"breadcrumbs\"` under [[pass]], or name one model".to_owned()));
+    } else if artifact.is_some_and(|artifact| artifact.layout == LayoutName::Delta) {
+        let problem = Problem::at(&list.span, "`model`: layout \"delta\" holds what one model has changed");
+        reader.report(problem.help("write `layout = \"dense\"` under [artifact], or name one model".to_owned()));
+    }
+}
+
+/// A base, the pass that takes differences from it and the layout that holds them: all of them or none. `base` is its place
+/// in the recipe, none where the command line gives it.
+#[expect(clippy::option_option, reason = "there is a base, and it has a place")]
+fn check_base(
+    reader: &mut Reader<'_>,
+    base: Option<Option<Range<usize>>>,
+    passes: &[PassRule],
+    artifact: Option<&Artifact>,
+) {
+    let of_differences = |rule: &&PassRule| [bitdelta::INFO.name, breadcrumbs::INFO.name].contains(&rule.pass.as_str());
     let layout = artifact.map(|artifact| artifact.layout);
     let Some(first) = passes.iter().find(of_differences) else {
         let help = || "write `use = \"bitdelta\"` under [[pass]], or leave it out".to_owned();
         if let Some(base) = base {
-            reader.report(Problem::at(&base.span, "`base`: no pass stores differences from it").help(help()));
+            let message = "`base`: no pass stores differences from it";
+            let problem = base.map_or_else(|| Problem::of_all(message), |span| Problem::at(&span, message));
+            reader.report(problem.help(help()));
         } else if layout == Some(LayoutName::Delta) {
             let message = "layout \"delta\" holds differences from a base, and no pass of the recipe makes them";
             reader.report(Problem::of_all(message).help(help()));
@@ -151,15 +193,27 @@ fn check_base(
     };
     if base.is_none() {
         let help = "write `base = \"…\"` at the top: the folder of the checkpoint that the model was made from";
-        missing(reader, Some(&first.use_span), "`bitdelta` stores differences from `base`, which is missing", help);
+        let does = if first.pass == bitdelta::INFO.name { "stores" } else { "takes" };
+        let message = format!("`{}` {does} differences from `base`, which is missing", first.pass);
+        missing(reader, Some(&first.use_span), &message, help);
     }
-    if let Some(other) = passes.iter().find(|rule| !of_differences(rule)) {
-        let message = format!("`{}` cannot stand beside `bitdelta`, which takes the weights as they are", other.pass);
+    if let Some(other) = passes.iter().find(|rule| rule.pass != first.pass) {
+        let message =
+            format!("`{}` cannot stand beside `{}`, which takes the weights as they are", other.pass, first.pass);
         reader.report(Problem::at(&other.use_span, message));
     }
-    if layout.is_some_and(|layout| layout != LayoutName::Delta) {
-        let problem = Problem::at(&first.use_span, "`bitdelta` needs the layout \"delta\"");
-        reader.report(problem.help("write `layout = \"delta\"` under [artifact]".to_owned()));
+    let merges = first.pass == breadcrumbs::INFO.name;
+    if layout.is_some_and(|layout| layout != LayoutName::Delta && !(merges && layout == LayoutName::Dense)) {
+        let (or_dense, help) = if merges {
+            (
+                " or \"dense\"",
+                "write `layout = \"dense\"` under [artifact] for a whole model, \"delta\" for what changed",
+            )
+        } else {
+            ("", "write `layout = \"delta\"` under [artifact]")
+        };
+        let problem = Problem::at(&first.use_span, format!("`{}` needs the layout \"delta\"{or_dense}", first.pass));
+        reader.report(problem.help(help.to_owned()));
     }
 }
 

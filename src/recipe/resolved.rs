@@ -21,6 +21,9 @@ impl Recipe {
         if let Some(model) = &self.written.model {
             resolved["model"] = json!(model);
         }
+        if let (Some(model), false) = (&self.written.model, self.written.merged.is_empty()) {
+            resolved["model"] = std::iter::once(model).chain(&self.written.merged).map(String::as_str).collect();
+        }
         if let Some(base) = &self.written.base {
             resolved["base"] = json!(base);
         }
@@ -85,6 +88,7 @@ fn complete(settings: &Settings) -> Value {
         Settings::Vptq(settings) => serde_json::to_value(settings),
         Settings::Rotate(settings) => serde_json::to_value(settings),
         Settings::BitDelta(settings) => serde_json::to_value(settings),
+        Settings::Breadcrumbs(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }

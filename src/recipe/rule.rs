@@ -56,6 +56,14 @@ pub(super) struct SettingOverride {
 }
 
 impl PassRule {
+    /// Its settings without overrides.
+    ///
+    /// # Errors
+    /// [`SettingError`], which reading the recipe has reported.
+    pub fn settings(&self) -> Result<Settings, SettingError> {
+        (self.parse)(&self.merged(&[]))
+    }
+
     /// The settings under these overrides (indices, ascending), merged: preset, rule, overrides.
     pub(super) fn merged(&self, overrides: &[usize]) -> toml::Table {
         let parts = overrides.iter().map(|&index| &self.overrides[index].settings);

@@ -50,7 +50,7 @@ fn solve(folder: &Path, name: &str, device: Option<&Device>, progress: &dyn Prog
     );
     std::fs::write(&recipe, text).unwrap();
     let (model, out) = (root.join("fixtures/tiny-llama"), folder.join(name));
-    let overrides = Overrides { model: Some(model), out: Some(out), default_out: None };
+    let overrides = Overrides { model: Some(model), base: None, out: Some(out), default_out: None };
     let recipe = Recipe::read_with(&recipe, &overrides).unwrap();
     let source = LogicalCheckpoint::open(Checkpoint::open(&PathBuf::from(&recipe.model)).unwrap()).unwrap();
     let shapes: Vec<NamedShape> = source

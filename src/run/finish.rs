@@ -15,6 +15,7 @@ use crate::{
         ContentHash, FILE_NAME, Fallback, FileEntry, InputTensor, Manifest, OutputTensor, Part, RUN_LOG_NAME, SCHEMA,
         Tool, Totals, base_tensors,
     },
+    passes::breadcrumbs,
     plan::{Action, Plan, SmallContent, Unit},
     solve::Outcome,
 };
@@ -198,7 +199,8 @@ fn manifest(
     let recipe = plan.recipe.clone();
     let (schema, tool, layout) = (SCHEMA.to_owned(), Tool::default(), plan.layout);
     let base = source.base().map_or_else(Vec::new, |source| base_tensors(source.checkpoint(), base));
-    Manifest { schema, tool, recipe, layout, base, inputs, tensors, files, fallbacks, totals }
+    let merged = source.merged().iter().map(|model| base_tensors(model.checkpoint(), &BTreeMap::new())).collect();
+    Manifest { schema, tool, recipe, layout, base, merged, inputs, tensors, files, fallbacks, totals }
 }
 
 fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
@@ -219,6 +221,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
             let mask = encode.mask().map(|mask| mask.solve.pattern);
             (encode.passes(), Some(encode.matrix.clone()), mask)
         }
+        Action::Merge(_) => (vec![breadcrumbs::INFO.name.to_owned()], None, None),
         Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None, None),
     };
     OutputTensor {

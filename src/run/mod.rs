@@ -243,6 +243,9 @@ pub fn source_identity(source: &LogicalCheckpoint) -> String {
     if let Some(base) = source.base() {
         hasher.update(source_identity(base).as_bytes());
     }
+    for merged in source.merged() {
+        hasher.update(source_identity(merged).as_bytes());
+    }
     let checkpoint = source.checkpoint();
     for file in checkpoint.files() {
         hasher.update(file_identity(&file.path).as_bytes());

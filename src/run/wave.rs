@@ -1,5 +1,6 @@
 //! Does one wave: reads, hashes, encodes, measures, writes. The only place where workers share anything.
 
+mod merge;
 mod streamed;
 mod whole;
 
@@ -69,6 +70,8 @@ enum Work<'a> {
     Rows {
         rows: Box<dyn RowSource + 'a>,
     },
+    /// The changes of several models.
+    Merge(merge::Sources<'a>),
     /// Whole matrices, one after the other.
     Whole {
         rows: Box<dyn RowSource + 'a>,
@@ -184,6 +187,7 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
         Action::Rows(_) => Work::Rows { rows: context.source.rows(&unit.name, false)? },
         Action::Decode => Work::Decode { rows: context.source.rows(&unit.name, false)? },
         Action::Transform => Work::Decode { rows: transformed(context, unit)? },
+        Action::Merge(how) => Work::Merge(merge::Sources::open(context, unit, how)?),
         Action::Encode(encode) => {
             let rows = context.source.rows(&unit.name, encode.matrix.transposed)?;
             let (rows, unclipped): (Box<dyn RowSource + 'a>, Option<Box<dyn RowSource + 'a>>) = match context.found {
@@ -341,6 +345,11 @@ fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitStat
                 let exact = unclipped.as_deref().unwrap_or(source.as_ref());
                 let Action::Encode(encode) = &unit.action else { unreachable!("begun as an encoding") };
                 whole::encode(context, unit, encode, source.as_ref(), exact, solved, *first_row)
+                    .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] })
+            }
+            Work::Merge(sources) => {
+                let Action::Merge(how) = &unit.action else { unreachable!("begun as a merge") };
+                merge::merge(context, unit, how, sources, *first_row, *rows)
                     .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] })
             }
             Work::Rows { rows: source } => changed_rows(context, unit, source.as_ref(), *first_row, *rows)

@@ -10,7 +10,7 @@ pub mod select;
 
 mod canonical;
 mod mask;
-mod npz;
+pub mod npz;
 #[cfg(test)]
 mod tests;
 

@@ -27,10 +27,10 @@ const DATE: u16 = 0x0021;
 #[derive(Debug, thiserror::Error)]
 pub enum NpzError {
     /// The archive is no zip file, or a malformed one.
-    #[error("not a readable .npz archive: {0}")]
+    #[error("not a readable zip archive: {0}")]
     Archive(&'static str),
     /// An entry is malformed.
-    #[error("entry `{name}` of the .npz archive {problem}")]
+    #[error("entry `{name}` of the zip archive {problem}")]
     Entry {
         /// Its name.
         name: String,
@@ -38,13 +38,13 @@ pub enum NpzError {
         problem: String,
     },
     /// There is no such entry.
-    #[error("the .npz archive has no entry `{name}`")]
+    #[error("the zip archive has no entry `{name}`")]
     Missing {
         /// The name asked for.
         name: String,
     },
     /// It cannot be written.
-    #[error("writing the .npz archive: {0}")]
+    #[error("writing the zip archive: {0}")]
     Write(#[from] std::io::Error),
 }
 
@@ -165,6 +165,22 @@ impl<'a> Archive<'a> {
     /// The names of all entries, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+
+    /// The bytes of an entry that is not compressed, as they lie in the archive.
+    ///
+    /// # Errors
+    /// [`NpzError::Missing`]; [`NpzError::Entry`] for a compressed or damaged one.
+    pub fn stored(&self, name: &str) -> Result<&'a [u8], NpzError> {
+        let entry = self.entries.get(name).ok_or_else(|| NpzError::Missing { name: name.to_owned() })?;
+        let refused = |problem: &str| NpzError::Entry { name: name.to_owned(), problem: problem.to_owned() };
+        if entry.deflated {
+            return Err(refused("is compressed, which its writer never does"));
+        }
+        let bytes: &'a [u8] = &self.bytes[entry.data.clone()];
+        let mut crc = Crc::new();
+        crc.update(bytes);
+        if crc.sum() == entry.crc { Ok(bytes) } else { Err(refused("is damaged: its CRC-32 is another one")) }
     }
 
     /// The bytes of an entry that is a one-dimensional array of `count` bytes.

@@ -72,7 +72,7 @@ pub(super) fn find_groups(
                     Coding::Scalar(codec) => codec.scale.into(),
                     Coding::Whole(whole) => whole.float_dtype(),
                 };
-                let is_difference = matches!(coding, Coding::Whole(Whole::Delta(_)));
+                let is_difference = coding.whole().is_some_and(Whole::is_difference);
                 stored == group.scale_dtype && is_difference == (format == "delta")
             })
             .ok_or_else(|| {

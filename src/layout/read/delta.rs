@@ -147,6 +147,18 @@ impl LogicalCheckpoint {
         self.base.as_deref()
     }
 
+    /// Puts other checkpoints beside it that are merged with it.
+    #[must_use]
+    pub fn with_merged(self, merged: Vec<Self>) -> Self {
+        Self { merged, ..self }
+    }
+
+    /// The others that are merged with it.
+    #[must_use]
+    pub fn merged(&self) -> &[Self] {
+        &self.merged
+    }
+
     /// Whether it holds differences, and is a model only together with its base.
     #[must_use]
     pub fn is_delta(&self) -> bool {
@@ -170,6 +182,13 @@ impl LogicalCheckpoint {
             Stored::Difference { matrix, .. } => Some(Box::new(self.difference_rows(matrix))),
             _ => None,
         }
+    }
+
+    /// Whether rows of a tensor's difference are those of the dense tensor, not its columns.
+    #[must_use]
+    pub fn is_upright(&self, name: &str) -> bool {
+        let index = self.index(name);
+        index.is_some_and(|index| matches!(self.stored[index], Stored::Difference { transposed: false, .. }))
     }
 
     fn difference_rows<'a>(&'a self, matrix: &'a WholeMatrix) -> WholeSource<'a> {

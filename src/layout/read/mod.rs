@@ -193,6 +193,8 @@ pub struct LogicalCheckpoint {
     /// Whether tensors are read from a base.
     delta: bool,
     base: Option<Box<LogicalCheckpoint>>,
+    /// Others that are merged with it.
+    merged: Vec<LogicalCheckpoint>,
 }
 
 impl LogicalCheckpoint {
@@ -242,7 +244,7 @@ impl LogicalCheckpoint {
         }
         let (tensors, stored) = all.into_iter().map(|found| (found.logical, found.stored)).unzip();
         let delta = config.method == Method::Delta;
-        Ok(Self { checkpoint, tensors, stored, delta, base: None })
+        Ok(Self { checkpoint, tensors, stored, delta, base: None, merged: Vec::new() })
     }
 
     /// The stored form.

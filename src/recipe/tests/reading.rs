@@ -24,7 +24,7 @@ fn paths_are_relative_to_the_recipe_and_overrides_to_the_working_folder() {
     assert_eq!(recipe.artifact.out, Path::new("/o"));
     assert_eq!(recipe.calibration.unwrap().text, [Path::new("no-such-folder/t.txt")]);
     let place = |path: &str| Some(PathBuf::from(path));
-    let recipe = read(Overrides { model: place("x/m"), out: place("x/o"), default_out: place("y") });
+    let recipe = read(Overrides { model: place("x/m"), base: None, out: place("x/o"), default_out: place("y") });
     assert_eq!(recipe.model, Path::new("x/m"));
     assert_eq!(recipe.artifact.out, Path::new("x/o"));
 }
@@ -50,7 +50,7 @@ fn a_folder_and_back_is_taken_out_of_paths_except_through_a_link() {
 fn places_may_come_from_the_command_line_alone() {
     let text = "schema = 1\n[[pass]]\nuse = \"int4\"";
     let place = |path: &str| Some(PathBuf::from(path));
-    let given = Overrides { model: place("m"), out: None, default_out: place("o") };
+    let given = Overrides { model: place("m"), base: None, out: None, default_out: place("o") };
     let recipe = Recipe::parse_with(text, Path::new("r.toml"), &given).unwrap();
     assert_eq!((recipe.model.as_path(), recipe.artifact.out.as_path()), (Path::new("m"), Path::new("o")));
     assert!(
@@ -63,7 +63,7 @@ fn places_may_come_from_the_command_line_alone() {
 fn the_resolved_recipe_is_canonical() {
     let text = "schema = 1\nmodel = \"../m\"\n[[pass]]\nuse = \"int4\"\n[[pass.override]]\nselect = \"mlp.down\"\nbits = 8\n\
         [artifact]\nout = \"../o\"\nshard_size = \"1KiB\"\n";
-    let place = Overrides { model: Some("/x".into()), out: Some("/y".into()), default_out: None };
+    let place = Overrides { model: Some("/x".into()), base: None, out: Some("/y".into()), default_out: None };
     let recipe = Recipe::parse_with(text, Path::new("f/r.toml"), &place).unwrap();
     assert_eq!(
         recipe.resolved(),

@@ -82,7 +82,7 @@ pub(super) fn base_rows<'a>(
     encode: &Encode,
 ) -> Result<Option<Box<dyn RowSource + 'a>>> {
     match (encode.matrix.codec.whole(), context.source.base()) {
-        (Some(Whole::Delta(_)), Some(base)) => Ok(Some(base.rows(&unit.name, encode.matrix.transposed)?)),
+        (Some(whole), Some(base)) if whole.is_difference() => Ok(Some(base.rows(&unit.name, encode.matrix.transposed)?)),
         _ => Ok(None),
     }
 }
