@@ -200,7 +200,8 @@ fn manifest(
     let (schema, tool, layout) = (SCHEMA.to_owned(), Tool::default(), plan.layout);
     let base = source.base().map_or_else(Vec::new, |source| base_tensors(source.checkpoint(), base));
     let merged = source.merged().iter().map(|model| base_tensors(model.checkpoint(), &BTreeMap::new())).collect();
-    Manifest { schema, tool, recipe, layout, base, merged, inputs, tensors, files, fallbacks, totals }
+    let training = found.and_then(|found| found.solutions.training.clone());
+    Manifest { schema, tool, recipe, layout, base, merged, inputs, tensors, files, fallbacks, training, totals }
 }
 
 fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {

@@ -3,7 +3,7 @@
 use super::{Context, Stripe, encoding_error, refuse_denied, streamed};
 use crate::{
     Result,
-    codec::{CodecError, CodedMatrix, RowSource, Whole},
+    codec::{CodecError, CodedMatrix, RowSource},
     evaluate::ErrorSums,
     forward::Matrix,
     passes::Deviations,
@@ -82,7 +82,9 @@ pub(super) fn base_rows<'a>(
     encode: &Encode,
 ) -> Result<Option<Box<dyn RowSource + 'a>>> {
     match (encode.matrix.codec.whole(), context.source.base()) {
-        (Some(whole), Some(base)) if whole.is_difference() => Ok(Some(base.rows(&unit.name, encode.matrix.transposed)?)),
+        (Some(whole), Some(base)) if whole.is_difference() => {
+            Ok(Some(base.rows(&unit.name, encode.matrix.transposed)?))
+        }
         _ => Ok(None),
     }
 }
