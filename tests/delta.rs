@@ -157,9 +157,11 @@ fn expected(base: &[f32], tuned: &[f32], columns: usize, planes: usize, by_row: 
 fn a_delta_and_its_base_give_the_model_back() {
     let pair = Pair::new();
     let (base, tuned) = (read(&pair.base()), read(&pair.tuned()));
-    for (settings, planes, by_row) in [("scale = \"matrix\"", 1, false), ("planes = 2", 2, true)] {
-        let delta = pair.delta(settings, &format!("delta-{planes}"), "2");
-        let (decoded, _) = pair.decode(&delta, &pair.base(), &format!("decoded-{planes}"), 0);
+    for (settings, planes, by_row) in
+        [("scale = \"matrix\"", 1, false), ("planes = 2", 2, true), ("planes = 1", 1, true)]
+    {
+        let delta = pair.delta(settings, &format!("delta-{planes}-{by_row}"), "2");
+        let (decoded, _) = pair.decode(&delta, &pair.base(), &format!("decoded-{planes}-{by_row}"), 0);
         let decoded = read(&decoded);
         assert_eq!(decoded.keys().collect::<Vec<_>>(), tuned.keys().collect::<Vec<_>>());
         for (name, tensor) in &tuned {
@@ -267,6 +269,8 @@ fn another_base_is_refused() {
 #[test]
 fn the_bytes_do_not_depend_on_threads_and_a_run_continues() {
     let pair = Pair::new();
+    let plane = pair.delta("planes = 1", "plane", "1");
+    assert_same(&plane, &pair.delta("planes = 1", "plane-threads", "3"));
     let one = pair.delta("planes = 3", "one", "1");
     for threads in ["2", "7"] {
         assert_same(&one, &pair.delta("planes = 3", &format!("threads-{threads}"), threads));
