@@ -5,16 +5,20 @@
 //! no gradients; [`crate::reverse`] trains the scales further. Beyond the paper: scales per row, scales under the inputs'
 //! second moments, and more planes of signs, each of what the ones before have left.
 
+mod low_rank;
 mod settings;
 mod signs;
+mod target;
 #[cfg(test)]
 mod tests;
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
+pub use low_rank::encode as encode_low_rank;
 pub use settings::{INFO, KEYS, Settings};
 pub use signs::Signs;
+pub use target::{Chosen, Target};
 
 pub use crate::codec::Share;
 
