@@ -98,8 +98,8 @@ impl Target {
             let values = low_rank::factors(&difference(index)?, largest)?.values;
             energies.iter_mut().zip(values).for_each(|(energy, value)| *energy += value * value);
         }
-        // Beyond this the singular values are rounding.
-        let rank = energies.iter().take_while(|energy| **energy > 1e-14 * left[0]).count();
+        // What lies below this is less than F16 loses of the others.
+        let rank = energies.iter().take_while(|energy| **energy > 1e-10 * left[0]).count();
         let mut rest = left[0];
         let within = |rest: f64| relative(rest.max(0.0)) <= self.max_relative_error.unwrap_or(0.0);
         let enough = energies[..rank].iter().position(|energy| {
