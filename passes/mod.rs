@@ -437,7 +437,12 @@ impl Settings {
                 let found = mask::magnitude(&weights.values, weights.rows, weights.columns, sparse.pattern())?;
                 Ok((sparse.encode(&weights.values, &found)?.into(), Deviations::new()))
             }
-            (Self::BitDelta(settings), Whole::Delta(_)) => Ok((settings.encode(weights), Deviations::new())),
+            (Self::BitDelta(settings), Whole::Delta(delta)) => {
+                Ok((settings.encode_planes(weights, delta.planes), Deviations::new()))
+            }
+            (Self::BitDelta(_), Whole::LowRank(format)) => {
+                Ok((bitdelta::encode_low_rank(*format, weights)?, Deviations::new()))
+            }
             (Self::Breadcrumbs(settings), Whole::Crumbs(crumbs)) => {
                 Ok((settings.encode(crumbs, weights)?, Deviations::new()))
             }

@@ -272,6 +272,15 @@ fn an_import_decodes_to_what_the_original_loader_makes() {
         let delta = &inspected["delta"];
         assert_eq!((&delta["differences"], &delta["whole"], &delta["same"]), (&14.into(), &3.into(), &4.into()));
     }
+    // In one go.
+    for file in ["diff.pt", "diff.safetensors"] {
+        assert_eq!(pair.decode(&pair.path(file), &format!("at once {file}")), expected);
+    }
+    assert!(
+        std::fs::read_dir(pair.folder.path())
+            .unwrap()
+            .all(|entry| { !entry.unwrap().file_name().to_string_lossy().starts_with('.') })
+    );
     assert_eq!(
         contents(&pair.path("delta of diff.pt"))["model.safetensors"],
         contents(&pair.path("delta of diff.safetensors"))["model.safetensors"]

@@ -5,9 +5,11 @@
 //! no gradients; [`crate::train`] trains the scales further. Beyond the paper: scales per row, signs and scales under the
 //! inputs' second moments ([`solve`]), and more planes of signs, each of what the ones before have left.
 
+mod low_rank;
 mod settings;
 mod signs;
 mod solve;
+mod target;
 #[cfg(test)]
 mod tests;
 mod trained;
@@ -15,9 +17,11 @@ mod trained;
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
+pub use low_rank::encode as encode_low_rank;
 pub use settings::{Distill, INFO, KEYS, Settings, pack};
 pub use signs::Signs;
 pub use solve::{Linear, Solution, SolveOptions, solve};
+pub use target::{Chosen, Target};
 pub use trained::{parametrization, signs_bytes, store};
 
 pub use crate::codec::Share;

@@ -1,14 +1,17 @@
 //! What a recipe may say about `bitdelta`.
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use toml::{Table, Value};
+use toml::Table;
 
-use super::{Plane, Share, SolveOptions, decompose};
+use super::{Plane, Share, SolveOptions, Target, decompose};
 use crate::{
     codec::{Delta, StoredMatrix, Whole, delta::MAX_PLANES},
     forward::Matrix as Dense,
     layout::Activations,
-    passes::{Choice, Factoring, Kind, PassInfo, SettingError, Settings as AnySettings, TrainingSettings, gptq::Order},
+    passes::{
+        Choice, Factoring, Kind, PassInfo, SettingError, Settings as AnySettings, TrainingSettings, gptq::Order,
+        setting::Setting,
+    },
     reverse::{AdamWSettings, Decay, Loss, Schedule, Training},
 };
 
@@ -31,6 +34,8 @@ pub const KEYS: &[&str] = &[
     "distill_steps",
     "learning_rate",
     "loss",
+    "low_rank",
+    "max_relative_error",
     "planes",
     "rounds",
     "scale",
@@ -43,6 +48,8 @@ pub struct Settings {
     pub planes: usize,
     /// What a scale is of.
     pub scale: Share,
+    /// What else decides the form.
+    pub target: Target,
     /// Whether signs and scales are found under second moments of the input.
     pub calibrated: bool,
     /// How they are.
@@ -73,7 +80,7 @@ impl Default for Distill {
 impl Default for Settings {
     fn default() -> Self {
         let (solve, distill) = (SolveOptions::default(), Distill::default());
-        Self { planes: 1, scale: Share::Row, calibrated: false, solve, distill }
+        Self { planes: 1, scale: Share::Row, target: Target::default(), calibrated: false, solve, distill }
     }
 }
 
@@ -88,15 +95,15 @@ impl Serialize for Settings {
         map.serialize_entry("learning_rate", &self.distill.learning_rate)?;
         let squares = self.distill.loss == Loss::SquaredError;
         map.serialize_entry("loss", if squares { "squared-error" } else { "divergence" })?;
+        map.serialize_entry("low_rank", &self.target.low_rank)?;
+        if let Some(error) = self.target.max_relative_error {
+            map.serialize_entry("max_relative_error", &error)?;
+        }
         map.serialize_entry("planes", &self.planes)?;
         map.serialize_entry("rounds", &self.solve.rounds)?;
         map.serialize_entry("scale", &self.scale)?;
         map.end()
     }
-}
-
-fn refused(key: &str, message: String) -> SettingError {
-    SettingError { key: key.to_owned(), message }
 }
 
 impl Settings {
@@ -107,37 +114,45 @@ impl Settings {
     pub fn parse(table: &Table) -> Result<Self, SettingError> {
         let mut settings = Self::default();
         for (key, value) in table {
-            let wrong = |expected: &str| refused(key, format!("expected {expected}, got {value}"));
-            let whole = |low: i64, high: i64| match value {
-                Value::Integer(number) if (low..=high).contains(number) => Ok(*number as usize),
-                _ => Err(wrong(&format!("a whole number from {low} to {high}"))),
-            };
-            let number = |most: f64| match value {
-                Value::Float(number) if *number > 0.0 && *number <= most => Ok(*number),
-                Value::Integer(number) if *number > 0 && *number as f64 <= most => Ok(*number as f64),
-                _ => Err(wrong(&format!("a number above 0.0, at most {most:.1}"))),
-            };
-            let flag = || value.as_bool().ok_or_else(|| wrong("true or false"));
-            let (solve, distill) = (&mut settings.solve, &mut settings.distill);
-            match (key.as_str(), value.as_str()) {
-                ("planes", _) => settings.planes = whole(1, MAX_PLANES as i64)?,
-                ("scale", Some("matrix")) => settings.scale = Share::Matrix,
-                ("scale", Some("row")) => settings.scale = Share::Row,
-                ("scale", _) => return Err(wrong("\"matrix\" or \"row\"")),
-                ("calibrated", _) => settings.calibrated = flag()?,
-                ("asymmetric", _) => solve.drift_share = if flag()? { solve.drift_share } else { 0.0 },
-                ("damping", _) => solve.damping = number(10.0)?,
-                ("rounds", _) => solve.rounds = whole(0, 100)?,
-                ("distill_steps", _) => distill.steps = whole(0, 1_000_000)? as u64,
-                ("batch", _) => distill.batch = whole(1, 4096)?,
-                ("learning_rate", _) => distill.learning_rate = number(1.0)?,
-                ("loss", Some("divergence")) => distill.loss = Loss::Divergence,
-                ("loss", Some("squared-error")) => distill.loss = Loss::SquaredError,
-                ("loss", _) => return Err(wrong("\"divergence\" or \"squared-error\"")),
-                _ => return Err(refused(key, format!("`bitdelta` has no such setting; it has {}", KEYS.join(", ")))),
-            }
+            settings.take(&Setting { key, value })?;
+        }
+        if settings.target.max_relative_error.is_some() && table.contains_key("planes") {
+            let message = "`max_relative_error` chooses the planes; leave one of them out";
+            return Err(SettingError::new("planes", message));
+        }
+        if settings.target.needs_weights() && (settings.calibrated || settings.distill.steps > 0) {
+            let key = if settings.target.low_rank { "low_rank" } else { "max_relative_error" };
+            let message = "forms are chosen from the weights alone; leave out `calibrated` and `distill_steps`";
+            return Err(SettingError::new(key, message));
         }
         Ok(settings)
+    }
+
+    fn take(&mut self, setting: &Setting<'_>) -> Result<(), SettingError> {
+        let (solve, distill) = (&mut self.solve, &mut self.distill);
+        match (setting.key, setting.value.as_str()) {
+            ("planes", _) => self.planes = setting.whole(1, MAX_PLANES as u32)?,
+            ("scale", Some("matrix")) => self.scale = Share::Matrix,
+            ("scale", Some("row")) => self.scale = Share::Row,
+            ("scale", _) => return Err(setting.wrong("\"matrix\" or \"row\"")),
+            ("low_rank", _) => self.target.low_rank = setting.switch()?,
+            ("max_relative_error", _) => {
+                let error = setting.number("a number above 0, below 1", |error| error > 0.0 && error < 1.0)?;
+                self.target.max_relative_error = Some(error);
+            }
+            ("calibrated", _) => self.calibrated = setting.switch()?,
+            ("asymmetric", _) => solve.drift_share = if setting.switch()? { solve.drift_share } else { 0.0 },
+            ("damping", _) => solve.damping = setting.positive(10.0)?,
+            ("rounds", _) => solve.rounds = setting.whole(0, 100)?,
+            ("distill_steps", _) => distill.steps = setting.whole(0, 1_000_000)? as u64,
+            ("batch", _) => distill.batch = setting.whole(1, 4096)?,
+            ("learning_rate", _) => distill.learning_rate = setting.positive(1.0)?,
+            ("loss", Some("divergence")) => distill.loss = Loss::Divergence,
+            ("loss", Some("squared-error")) => distill.loss = Loss::SquaredError,
+            ("loss", _) => return Err(setting.wrong("\"divergence\" or \"squared-error\"")),
+            (key, _) => return Err(SettingError::unknown(key, "bitdelta", KEYS)),
+        }
+        Ok(())
     }
 
     /// The format; every matrix can be stored so.
@@ -179,7 +194,13 @@ impl Settings {
     /// A difference `[output, input]` as the tensors of [`Delta::tensors`], without knowing the input.
     #[must_use]
     pub fn encode(&self, difference: &Dense) -> StoredMatrix {
-        pack(&decompose(difference.clone(), self.planes, self.scale, None))
+        self.encode_planes(difference, self.planes)
+    }
+
+    /// The same with so many planes.
+    #[must_use]
+    pub fn encode_planes(&self, difference: &Dense, planes: usize) -> StoredMatrix {
+        pack(&decompose(difference.clone(), planes, self.scale, None))
     }
 }
 
@@ -207,6 +228,8 @@ mod tests {
         assert_eq!(parse(""), Ok(Settings::default()));
         let expected = Settings { planes: 3, scale: Share::Matrix, ..Settings::default() };
         assert_eq!(parse("planes = 3\nscale = \"matrix\""), Ok(expected));
+        let chosen = parse("low_rank = true\nmax_relative_error = 0.2").unwrap();
+        assert_eq!(chosen.target, Target { max_relative_error: Some(0.2), low_rank: true });
         let solved = parse("calibrated = true\nasymmetric = false\ndamping = 0.5\nrounds = 0").unwrap();
         assert_eq!(solved.factoring().map(|it| (it.damping, it.drift_share)), Some((0.5, 0.0)));
         assert_eq!((solved.solve.rounds, solved.training()), (0, None));
@@ -225,6 +248,13 @@ mod tests {
             ("distill_steps = -1", "distill_steps"),
             ("learning_rate = 2.0", "learning_rate"),
             ("loss = \"next-token\"", "loss"),
+            ("max_relative_error = 1.5", "max_relative_error"),
+            ("max_relative_error = 0", "max_relative_error"),
+            ("max_relative_error = nan", "max_relative_error"),
+            ("max_relative_error = 0.5\nplanes = 2", "planes"),
+            ("low_rank = 3", "low_rank"),
+            ("low_rank = true\ncalibrated = true", "low_rank"),
+            ("max_relative_error = 0.2\ndistill_steps = 3", "max_relative_error"),
         ] {
             assert_eq!(parse(text).unwrap_err().key, key, "{text}");
         }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     ExitCode, compute,
-    plan::Plan,
+    plan::{Action, Plan},
     run::{self, Outcome},
 };
 
@@ -123,6 +123,10 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
         totals.compressed_tensors,
         totals.tensors
     );
+    let merged = plan.units.iter().filter(|unit| matches!(unit.action, Action::Merge(_))).count();
+    if merged > 0 {
+        let _ = write!(text, ", {merged} merged");
+    }
     if let Some(bits) = totals.bits_per_weight {
         let _ = write!(text, " at {bits:.4} bits per weight");
     }

@@ -270,6 +270,8 @@ impl Crumbs {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn slices(stored: &[Vec<u8>]) -> Vec<&[u8]> {
@@ -313,6 +315,52 @@ mod tests {
             let sizes =
                 format.tensors(2, 9).map(|(_, dtype, shape)| shape.iter().product::<usize>() * bits_of(dtype) / 8);
             assert_eq!(sizes.to_vec(), stored.iter().map(Vec::len).collect::<Vec<_>>());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_comes_back(
+            rows in 1_usize..7,
+            columns in 1_usize..40,
+            share in prop_oneof![Just(Share::Row), Just(Share::Matrix)],
+            places in prop_oneof![Just(Places::Mask), Just(Places::Index)],
+            dtype in prop_oneof![Just(Dtype::F32), Just(Dtype::BF16), Just(Dtype::F16)],
+            seed in any::<u64>(),
+        ) {
+            let among = if share == Share::Row { columns } else { rows * columns };
+            let kept = 1 + (seed >> 40) as usize % among;
+            // Whole numbers: every type holds them.
+            let difference: Vec<f32> =
+                (0..rows * columns).map(|at| ((seed ^ (at as u64 * 0x9e37_79b9)) % 251) as f32 - 125.0).collect();
+            let first = (seed >> 8) as usize % (among - kept + 1);
+            let lists = if share == Share::Row { rows } else { 1 };
+            let chosen: Vec<usize> =
+                (0..lists).flat_map(|list| (first..first + kept).map(move |at| list * among + at)).collect();
+            let format = Crumbs { kept, share, places, dtype };
+            let stored = format.encode(rows, columns, &difference, &chosen).unwrap();
+            let mut expected = vec![0.0; rows * columns];
+            for place in chosen {
+                expected[place] = difference[place];
+            }
+            prop_assert_eq!(format.decode(rows, columns, &slices(&stored)).unwrap(), expected);
+        }
+
+        #[test]
+        fn no_bytes_make_a_reader_panic(
+            rows in 0_usize..5,
+            columns in 0_usize..20,
+            kept in 0_usize..30,
+            mask in any::<bool>(),
+            by_row in any::<bool>(),
+            values in prop::collection::vec(any::<u8>(), 0..200),
+            places in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let share = if by_row { Share::Row } else { Share::Matrix };
+            let format = Crumbs { kept, share, places: if mask { Places::Mask } else { Places::Index }, dtype: Dtype::F16 };
+            if let Ok(values) = format.decode(rows, columns, &[&values, &places]) {
+                prop_assert_eq!(values.len(), rows * columns);
+            }
         }
     }
 

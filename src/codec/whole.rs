@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Crumbs, Delta, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
+use super::{CodecError, Crumbs, Delta, LowRank, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -19,6 +19,8 @@ pub enum Whole {
     Delta(Delta),
     /// Some values of a difference; likewise.
     Crumbs(Crumbs),
+    /// A product of two thin matrices, a difference; likewise.
+    LowRank(LowRank),
 }
 
 /// One stored tensor of a coded matrix.
@@ -53,6 +55,7 @@ impl Whole {
             Self::Sparse(sparse) => sparse.name(),
             Self::Delta(delta) => delta.name(),
             Self::Crumbs(crumbs) => crumbs.name(),
+            Self::LowRank(low_rank) => low_rank.name(),
         }
     }
 
@@ -63,14 +66,16 @@ impl Whole {
         let sparse = || Sparse::parse_name(name, storage.into()).map(Self::Sparse);
         let delta = || Delta::parse_name(name).map(Self::Delta);
         let crumbs = || Crumbs::parse_name(name, storage.into()).map(Self::Crumbs);
-        Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse).or_else(delta).or_else(crumbs)
+        let low_rank = || LowRank::parse_name(name).map(Self::LowRank);
+        let whole = Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse);
+        whole.or_else(delta).or_else(crumbs).or_else(low_rank)
     }
 
     /// The type of stored floats.
     #[must_use]
     pub fn float_dtype(&self) -> Dtype {
         match self {
-            Self::Pyramid(_) => Dtype::F16,
+            Self::Pyramid(_) | Self::LowRank(_) => Dtype::F16,
             Self::Vector(format) => format.storage.into(),
             Self::Sparse(sparse) => sparse.dtype,
             Self::Delta(_) => Dtype::F32,
@@ -81,7 +86,7 @@ impl Whole {
     /// Whether it stands for a difference, and for weights only together with a base.
     #[must_use]
     pub fn is_difference(&self) -> bool {
-        matches!(self, Self::Delta(_) | Self::Crumbs(_))
+        matches!(self, Self::Delta(_) | Self::Crumbs(_) | Self::LowRank(_))
     }
 
     /// Checks that a matrix of this shape can be coded so.
@@ -95,6 +100,7 @@ impl Whole {
             Self::Sparse(sparse) => sparse.validate(rows, columns),
             Self::Delta(delta) => delta.validate(rows, columns),
             Self::Crumbs(crumbs) => crumbs.validate(rows, columns),
+            Self::LowRank(low_rank) => low_rank.validate(rows, columns),
         }
     }
 
@@ -116,7 +122,10 @@ impl Whole {
             Self::Crumbs(crumbs) if crumbs.validate(rows, columns).is_ok() => {
                 crumbs.tensors(rows, columns).into_iter().map(stored).collect()
             }
-            Self::Vector(_) | Self::Sparse(_) | Self::Delta(_) | Self::Crumbs(_) => Vec::new(),
+            Self::LowRank(low_rank) if low_rank.validate(rows, columns).is_ok() => {
+                low_rank.tensors(rows, columns).into_iter().map(stored).collect()
+            }
+            Self::Vector(_) | Self::Sparse(_) | Self::Delta(_) | Self::Crumbs(_) | Self::LowRank(_) => Vec::new(),
         }
     }
 
@@ -137,6 +146,7 @@ impl Whole {
             Self::Sparse(sparse) => sparse.decode(rows, columns, stored),
             Self::Delta(delta) => delta.decode(rows, columns, stored),
             Self::Crumbs(crumbs) => crumbs.decode(rows, columns, stored),
+            Self::LowRank(low_rank) => low_rank.decode(rows, columns, stored),
         }
     }
 }

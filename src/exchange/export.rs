@@ -71,13 +71,17 @@ pub fn export(artifact: &LogicalCheckpoint, out: &Path) -> Result<Exported, Exch
     parts.sort_by(|(a, ..), (b, ..)| canonical_order((a.dtype, &a.name), (b.dtype, &b.name)));
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let staged = out.with_file_name(format!(".{name}.bantam-export"));
+    if std::fs::symlink_metadata(out).is_ok() {
+        return Err(ExchangeError::io("write", out)(std::io::ErrorKind::AlreadyExists.into()));
+    }
     let written = write(artifact, &parts, &staged).and_then(|bytes| {
-        // A hard link fails where something stands, which renaming would replace.
-        std::fs::hard_link(&staged, out).map_err(ExchangeError::io("write", out))?;
+        std::fs::rename(&staged, out).map_err(ExchangeError::io("rename the finished file to", out))?;
         Ok(bytes)
     });
-    // Nothing can be done about a file that cannot be removed; the next export replaces it.
-    let _ = std::fs::remove_file(&staged);
+    if written.is_err() {
+        // Nothing can be done about a file that cannot be removed; the next export replaces it.
+        let _ = std::fs::remove_file(&staged);
+    }
     Ok(Exported { out: out.to_owned(), differences, whole, same, bytes: written? })
 }
 

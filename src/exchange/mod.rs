@@ -10,11 +10,19 @@ mod import;
 pub use export::{Exported, export};
 pub use import::{Imported, import};
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::{
-    ExitCode, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError, layout::LayoutError,
-    manifest::ManifestError, torch_file::TorchFileError,
+    ExitCode,
+    checkpoint::{Checkpoint, CheckpointError},
+    codec::CodecError,
+    decode::DecodeError,
+    layout::LayoutError,
+    manifest::ManifestError,
+    torch_file::TorchFileError,
 };
 
 /// What stands after a module's name.
@@ -23,6 +31,18 @@ const COEFFICIENT: &str = ".coeff";
 
 /// Signs in a word.
 const WORD: usize = 32;
+
+/// Whether a path is, by its name or by what it holds, a file of BitDelta's.
+#[must_use]
+pub fn is_bitdelta(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    match extension {
+        "pt" | "pth" | "bin" => path.is_file(),
+        "safetensors" => Checkpoint::open(path)
+            .is_ok_and(|checkpoint| checkpoint.tensors().any(|tensor| tensor.name.ends_with(COEFFICIENT))),
+        _ => false,
+    }
+}
 
 /// Why a file of BitDelta's cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ pub(super) struct Vptq;
 fn format_of(matrix: &MatrixSpec) -> Option<&VectorFormat> {
     match matrix.codec.whole()? {
         Whole::Vector(format) => Some(format),
-        Whole::Pyramid(_) | Whole::Sparse(_) | Whole::Delta(_) | Whole::Crumbs(_) => None,
+        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     Action, Encode, MemoryPlan, Merge, Options, Plan, PlanError, SolvePlan, Unit,
     delta::{self, Shared},
+    differences::{self, Wanted},
     masks, memory, merge, shards, small_files, solving,
 };
 use crate::{
@@ -86,7 +87,7 @@ impl Plan {
         let assignments = inputs.recipe.assign(inputs.model)?;
         let mut merges = merge::merges(inputs, target.name(), &assignments, &mut fallbacks, &mut notes)?;
         let wishes = wishes(inputs, target.as_ref(), &assignments)?;
-        let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes)?;
+        let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes, &mut fallbacks)?;
         share_codebooks(inputs, &wishes, &mut choices)?;
         for (wish, choice) in wishes.iter().zip(&choices) {
             let rule = &recipe.passes[wish.rule];
@@ -219,18 +220,27 @@ fn rotations(inputs: Inputs<'_>, assignments: &[Assignment]) -> Result<BTreeMap<
     Ok(rotations)
 }
 
+/// What decides the form of a difference.
+fn differences_of<'a>(wish: &'a Wish<'_>) -> Wanted<'a> {
+    Wanted { tensor: wish.tensor, matrix: &wish.matrix, transposed: wish.view.transposed, settings: &wish.settings }
+}
+
 /// The codec of every wish: from shapes alone, or, for the rules that ask for it, from the weights.
 fn choose(
     inputs: Inputs<'_>,
     target: &dyn Layout,
     wishes: &[Wish<'_>],
     notes: &mut Vec<String>,
+    fallbacks: &mut Vec<Fallback>,
 ) -> Result<Vec<Choice>> {
     let mut choices: Vec<Option<Choice>> = Vec::with_capacity(wishes.len());
+    let mut measured = differences::choose(inputs, wishes.iter().map(differences_of), fallbacks)?;
     let mut by_rule: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, wish) in wishes.iter().enumerate() {
         let rule = &inputs.recipe.passes[wish.rule];
-        if wish.settings.needs_weights() {
+        if let Some(choice) = measured.remove(&index) {
+            choices.push(Some(choice));
+        } else if wish.settings.needs_weights() {
             by_rule.entry(wish.rule).or_default().push(index);
             choices.push(None);
         } else {

@@ -120,6 +120,9 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
             let padded = rows.next_multiple_of((pyramid.dimension * LANES) as u64);
             scratch += padded * columns as u64 * POINTS_BYTES_PER_WEIGHT;
         }
+        if let Coding::Whole(Whole::LowRank(format)) = &encode.matrix.codec {
+            scratch += decomposition_bytes(format.rank as u64, rows, columns as u64);
+        }
         if unit.base_bytes > 0 {
             // The base in F32.
             scratch += rows * columns as u64 * 4;
@@ -129,6 +132,17 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         scratch += step.min(rows) * columns as u64 * MERGE_BYTES_PER_WEIGHT;
     }
     Cost { fixed, per_row, rows, step, scratch }
+}
+
+/// What finding leading singular vectors takes in F64: the matrix and a few thin ones, or, where the rank is a good part of the
+/// smaller side, the whole decomposition.
+fn decomposition_bytes(rank: u64, rows: u64, columns: u64) -> u64 {
+    let width = rank + 8;
+    if 3 * width >= rows.min(columns) {
+        rows * columns * 56
+    } else {
+        rows * columns * 8 + 32 * width * (rows + columns)
+    }
 }
 
 /// Makes the schedule for a budget.

@@ -5,6 +5,7 @@
 
 mod build;
 mod delta;
+mod differences;
 mod disk;
 mod error;
 mod json;
