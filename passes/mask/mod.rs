@@ -12,6 +12,7 @@
 #[cfg(test)]
 mod encode_tests;
 mod forms;
+mod given;
 mod magnitude;
 mod masked;
 mod options;
@@ -26,8 +27,9 @@ mod tests;
 mod wanda;
 
 pub use crate::codec::sparse::{Mask, Pattern};
+pub use given::{Given, MaskBook};
 pub use magnitude::magnitude;
-pub use masked::MaskedEncoder;
+pub use masked::{MaskedEncoder, Selection};
 pub use options::{Criterion, MaskOptions, Report, Solution};
 pub use settings::{INFO, Settings};
 pub use solve::{factor, loss, solve};

@@ -3,9 +3,11 @@
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use toml::{Table, Value};
 
-use super::{Criterion, MaskOptions, Pattern};
+use std::sync::OnceLock;
+
+use super::{Criterion, Given, Mask, MaskOptions, Pattern, Selection, magnitude};
 use crate::{
-    codec::{Whole, sparse::Sparse},
+    codec::{CodecError, Whole, sparse::Sparse},
     layout::Activations,
     passes::{Choice, Factoring, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, gptq::Order},
 };
@@ -27,6 +29,7 @@ pub const KEYS: &[&str] = &[
     "criterion",
     "damping",
     "keep",
+    "masks",
     "of",
     "refit",
     "refit_steps",
@@ -35,11 +38,12 @@ pub const KEYS: &[&str] = &[
 ];
 
 /// The words for criteria.
-const CRITERIA: [(&str, Criterion); 4] = [
+const CRITERIA: [(&str, Criterion); 5] = [
     ("sparsegpt", Criterion::SparseGpt),
     ("search", Criterion::Search),
     ("wanda", Criterion::Wanda),
     ("magnitude", Criterion::Magnitude),
+    ("file", Criterion::File),
 ];
 
 /// Settings of one matrix.
@@ -47,6 +51,10 @@ const CRITERIA: [(&str, Criterion); 4] = [
 pub struct Settings {
     /// How masks and weights are found.
     pub solve: MaskOptions,
+    /// The file of masks, as the recipe has it, where that is the criterion.
+    pub masks: Option<String>,
+    /// This matrix' mask in it, once it was opened.
+    pub given: Option<Given>,
 }
 
 impl Serialize for Settings {
@@ -59,6 +67,9 @@ impl Serialize for Settings {
         map.serialize_entry("criterion", &word)?;
         map.serialize_entry("damping", &solve.damping)?;
         map.serialize_entry("keep", &solve.pattern.keep)?;
+        if let Some(masks) = &self.masks {
+            map.serialize_entry("masks", masks)?;
+        }
         map.serialize_entry("of", &solve.pattern.of)?;
         map.serialize_entry("refit", &solve.refit)?;
         map.serialize_entry("refit_steps", &solve.refit_steps)?;
@@ -77,8 +88,9 @@ fn refused(key: &str, message: impl Into<String>) -> SettingError {
 }
 
 impl Settings {
-    /// Types and checks the keys of a rule. The criterion is `sparsegpt` where none is named. By default weights are
-    /// refitted, except with criteria that leave weights as they are: magnitude and Wanda.
+    /// Types and checks the keys of a rule. The criterion is `sparsegpt` where none is named, or `file` where there is one.
+    /// By default weights are refitted, except with criteria that leave weights as they are: magnitude, Wanda and masks
+    /// from a file.
     ///
     /// # Errors
     /// [`SettingError`] naming the key, what was expected and what was there.
@@ -87,14 +99,22 @@ impl Settings {
             return Err(refused(key, format!("`mask_2_4` has no such setting; it has {}", KEYS.join(", "))));
         }
         let mut solve = MaskOptions::default();
+        let mut masks = None;
         if let Some(value) = table.get("criterion") {
             let known = value.as_str().and_then(|word| CRITERIA.iter().find(|(known, _)| *known == word));
             let words = CRITERIA.map(|(word, _)| format!("\"{word}\"")).join(", ");
             let (_, criterion) =
                 known.ok_or_else(|| refused("criterion", format!("expected one of {words}, got {value}")))?;
             solve.criterion = *criterion;
+        } else if table.contains_key("masks") {
+            solve.criterion = Criterion::File;
         }
-        solve.refit = !matches!(solve.criterion, Criterion::Magnitude | Criterion::Wanda);
+        if (solve.criterion == Criterion::File) != table.contains_key("masks") {
+            let message = "`masks = \"FILE.npz\"` and `criterion = \"file\"` go together";
+            let key = if table.contains_key("masks") { "masks" } else { "criterion" };
+            return Err(refused(key, message));
+        }
+        solve.refit = !matches!(solve.criterion, Criterion::Magnitude | Criterion::Wanda | Criterion::File);
         for (key, value) in table.iter().filter(|(key, _)| *key != "criterion") {
             let wrong = |expected: &str| refused(key, format!("expected {expected}, got {value}"));
             let whole = |low: i64, high: i64| match value {
@@ -110,6 +130,7 @@ impl Settings {
             match key.as_str() {
                 "asymmetric" => solve.drift_share = if flag()? { solve.drift_share } else { 0.0 },
                 "refit" => solve.refit = flag()?,
+                "masks" => masks = Some(value.as_str().ok_or_else(|| wrong("a file's name"))?.to_owned()),
                 "keep" => solve.pattern.keep = whole(1, 7)?,
                 "of" => solve.pattern.of = whole(2, 8)?,
                 "block_size" => solve.block_size = whole(1, 65536)?,
@@ -123,7 +144,7 @@ impl Settings {
         if keep >= of {
             return Err(refused("keep", format!("expected fewer than `of = {of}`, got {keep}")));
         }
-        Ok(Self { solve })
+        Ok(Self { solve, masks, given: None })
     }
 
     /// Whether masks or weights follow from what flows through the model.
@@ -139,6 +160,27 @@ impl Settings {
         let drift_share = if self.solve.changes_weights() { drift_share } else { 0.0 };
         let order = Order::Activation;
         self.needs_calibration().then_some(Factoring { damping, order, drift_share, group: Some(pattern.of) })
+    }
+
+    /// The mask of a matrix of whose input nothing is known: that from the file, or the largest magnitudes.
+    ///
+    /// # Errors
+    /// [`CodecError`] for weights that are not finite, or a mask that is no such mask.
+    pub fn unseen(&self, weights: &[f32], rows: usize, columns: usize) -> Result<Mask, CodecError> {
+        match &self.given {
+            Some(given) => given.mask(rows, columns, self.solve.pattern),
+            None => magnitude(weights, rows, columns, self.solve.pattern),
+        }
+    }
+
+    /// The same, row by row.
+    #[must_use]
+    pub fn selection(&self) -> Selection {
+        let pattern = self.solve.pattern;
+        match &self.given {
+            Some(given) => Selection::Given { given: given.clone(), pattern, mask: OnceLock::new() },
+            None => Selection::Largest(pattern),
+        }
     }
 
     /// The format of one matrix that stays as it is but for the weights left out.

@@ -16,7 +16,7 @@ const LARGEST_FOLIO_BYTES: usize = 2 << 20;
 
 /// A mapped file.
 #[derive(Debug)]
-pub(super) struct MappedFile {
+pub(crate) struct MappedFile {
     // Dropped before the map, so that the watch never names memory that is something else by then.
     _watch: Option<MapWatch>,
     map: Mmap,
@@ -25,7 +25,7 @@ pub(super) struct MappedFile {
 impl MappedFile {
     /// Maps a whole regular file for reading.
     #[expect(unsafe_code, reason = "mapping a file is how checkpoints are read")]
-    pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io = |doing| move |source| CheckpointError::Io { doing, path: path.to_owned(), source };
         // Before it is opened: opening a pipe would wait for its writer.
         if !std::fs::metadata(path).map_err(io("read"))?.is_file() {
@@ -42,7 +42,7 @@ impl MappedFile {
         Ok(Self { _watch: watch_map(path, &map), map })
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
 

@@ -20,6 +20,7 @@ pub use error::CheckpointError;
 pub use finite::{NonFiniteReport, scan_non_finite};
 pub use header::{METADATA, canonical_order, data_bytes, header_bytes, write_file};
 pub use index::Index;
+pub(crate) use mapped::MappedFile;
 pub use parse::{HEADER_CAP_BYTES, Header, HeaderTensor, MAXIMUM_RANK, parse_header};
 
 use std::{

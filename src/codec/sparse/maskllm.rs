@@ -50,6 +50,12 @@ impl<'a> MaskFile<'a> {
         self.archive.names().filter_map(|name| name.strip_suffix(SUFFIX))
     }
 
+    /// Whether a parameter has a mask.
+    #[must_use]
+    pub fn has(&self, parameter: &str) -> bool {
+        self.archive.has(&format!("{parameter}{SUFFIX}"))
+    }
+
     /// The mask of a parameter of this shape.
     ///
     /// # Errors

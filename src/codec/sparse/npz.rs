@@ -167,6 +167,11 @@ impl<'a> Archive<'a> {
         self.entries.keys().map(String::as_str)
     }
 
+    /// Whether there is an entry of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
     /// The bytes of an entry that is a one-dimensional array of `count` bytes.
     ///
     /// # Errors
