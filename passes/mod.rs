@@ -210,6 +210,15 @@ pub struct Factoring {
     pub group: Option<usize>,
 }
 
+/// How parameters of an encoding are trained through the whole model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainingSettings {
+    /// How; the plan gives it the recipe's seed.
+    pub training: crate::reverse::Training,
+    /// What is made small.
+    pub loss: crate::reverse::Loss,
+}
+
 /// What an encoding makes of a set of matrices: their codecs, from settings and shapes alone where that is possible.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
@@ -312,6 +321,7 @@ impl Settings {
                 group: None,
             }),
             Self::Mask(settings) => settings.factoring(),
+            Self::BitDelta(settings) => settings.factoring(),
             _ => None,
         }
     }
@@ -322,13 +332,23 @@ impl Settings {
         self.factoring().is_some()
     }
 
+    /// How what is stored is trained once it is found, if it is.
+    #[must_use]
+    pub fn training(&self) -> Option<TrainingSettings> {
+        match self {
+            Self::BitDelta(settings) => settings.training(),
+            _ => None,
+        }
+    }
+
     /// Whether what it does to weights follows from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
         match self {
-            Self::Rtn(_) | Self::Rotate(_) | Self::BitDelta(_) => false,
+            Self::Rtn(_) | Self::Rotate(_) => false,
             Self::Mask(settings) => settings.needs_calibration(),
             Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
+            Self::BitDelta(_) => self.is_solved() || self.training().is_some(),
             Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
         }
     }

@@ -55,6 +55,9 @@ pub enum Error {
     /// Calibrated passes cannot be solved.
     #[error(transparent)]
     Solve(#[from] crate::solve::SolveFailure),
+    /// A training cannot go on.
+    #[error(transparent)]
+    Train(#[from] crate::train::TrainError),
     /// A scratch file fails.
     #[error("a scratch file: {0}")]
     Scratch(#[from] std::io::Error),
@@ -76,6 +79,7 @@ impl Error {
             Self::Tokens(error) => error.exit_code(),
             Self::Scratch(_) | Self::Compute(_) => ExitCode::Environment,
             Self::Solve(error) => error.exit_code(),
+            Self::Train(error) => error.exit_code(),
             Self::Layout(error) => error.exit_code(),
             Self::Forward(error) => error.exit_code(),
             Self::Plan(error) => error.exit_code(),
@@ -93,6 +97,7 @@ impl Error {
             Self::Plan(error) => error.hint(),
             Self::Run(error) => error.hint(),
             Self::Solve(error) => error.hint(),
+            Self::Train(error) => error.hint(),
             Self::Recipe(_)
             | Self::Compute(_)
             | Self::Codec(_)

@@ -28,6 +28,8 @@ pub mod forward;
 
 pub mod reverse;
 
+pub mod train;
+
 pub mod solve;
 
 pub mod plan;

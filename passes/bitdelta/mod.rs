@@ -2,19 +2,23 @@
 //!
 //! Liu et al., "BitDelta: Your Fine-Tune May Only Be Worth One Bit" (arXiv 2402.10193, §3). A difference D of two weights
 //! becomes `Σ_p α_p S_p`, with S in {−1, +1}: one α per matrix as in the paper, or one per row. The closed forms here need
-//! no gradients; [`crate::reverse`] trains the scales further. Beyond the paper: scales per row, scales under the inputs'
-//! second moments, and more planes of signs, each of what the ones before have left.
+//! no gradients; [`crate::train`] trains the scales further. Beyond the paper: scales per row, signs and scales under the
+//! inputs' second moments ([`solve`]), and more planes of signs, each of what the ones before have left.
 
 mod settings;
 mod signs;
+mod solve;
 #[cfg(test)]
 mod tests;
+mod trained;
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-pub use settings::{INFO, KEYS, Settings};
+pub use settings::{Distill, INFO, KEYS, Settings, pack};
 pub use signs::Signs;
+pub use solve::{Linear, Solution, SolveOptions, solve};
+pub use trained::{parametrization, signs_bytes, store};
 
 pub use crate::codec::Share;
 

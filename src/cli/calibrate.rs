@@ -137,6 +137,7 @@ fn with_job<T>(
         deny_fallbacks: false,
         stop: &stop,
         progress: &|block, blocks, _| steps.show(block, blocks),
+        training: &|_, _, _| {},
     });
     steps.finish();
     Ok(result?)

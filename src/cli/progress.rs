@@ -83,6 +83,33 @@ impl Progress for Reporter {
         }
     }
 
+    fn training(&self, step: u64, steps: u64, loss: f64) {
+        match self {
+            Self::Nothing => {}
+            Self::Bar(bar) => bar.set_message(format!("training step {step}/{steps}  loss {loss:.5}")),
+            Self::Lines(last) => {
+                let Ok(mut last) = last.lock() else { return };
+                if last.elapsed() >= LINE_EVERY {
+                    *last = Instant::now();
+                    let line = format!("training step {step}/{steps}  loss {loss:.5}\n");
+                    // Progress is a courtesy: a closed stderr must not stop the run.
+                    let _ = std::io::stderr().write_all(line.as_bytes());
+                }
+            }
+            Self::Events => {
+                let event = json!({
+                    "schema": "bantam.event/1",
+                    "event": "training",
+                    "step": step,
+                    "steps": steps,
+                    "loss": loss,
+                    "rss_bytes": platform::current_rss_bytes(),
+                });
+                let _ = writeln!(std::io::stdout(), "{event}");
+            }
+        }
+    }
+
     fn update(&self, status: &Status) {
         match self {
             Self::Nothing => {}

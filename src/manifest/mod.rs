@@ -53,6 +53,9 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// Where something else was done than asked for; by tensor, then kind.
     pub fallbacks: Vec<Fallback>,
+    /// How what was trained was trained; absent where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<crate::train::Report>,
     /// Sums over all tensors.
     pub totals: Totals,
 }

@@ -35,6 +35,7 @@ fn manifest() -> Manifest {
         inputs: vec![input("b"), input("a")],
         tensors: vec![output("b", Some(error)), output("a", None)],
         files: vec![FileEntry { name: "config.json".into(), bytes: 2, hash: ContentHash::of(b"{}") }],
+        training: None,
         fallbacks: vec![Fallback { kind: "kept".into(), tensor: "a".into(), count: 1, message: "why".into() }],
         totals: Totals {
             tensors: 2,

@@ -4,16 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Encode, Inputs, Options, PlanError};
 use crate::{
-    Result, calibration,
+    calibration,
+    codec::Whole,
     forward::{Limits, Model},
     layout::Activations,
     manifest::Fallback,
-    passes::{Kind, Settings},
+    passes::{Kind, Settings, TrainingSettings},
     recipe::{Assignment, Predecessor},
+    reverse::supports,
     solve::{
-        SolveFailure, SolvePlan, TransformRule,
+        SolveFailure, SolvePlan, TrainingPlan, TransformRule,
         fold::{Producer, folds},
+        held,
     },
+    train::TrainError,
 };
 
 /// Plans what is found with calibration data; `None` when no pass needs any. Reads and tokenises the text, so that
@@ -24,7 +28,7 @@ pub(super) fn solve_plan(
     encodes: &BTreeMap<&str, Encode>,
     fallbacks: &mut Vec<Fallback>,
     options: &Options,
-) -> Result<Option<SolvePlan>> {
+) -> crate::Result<Option<SolvePlan>> {
     let recipe = inputs.recipe;
     let mut transforms: Vec<(usize, TransformRule)> = Vec::new();
     for assignment in assignments {
@@ -50,8 +54,10 @@ pub(super) fn solve_plan(
         .filter(|(_, encode)| encode.choice.activations == Activations::Static)
         .map(|(name, encode)| (*name, encode))
         .collect();
-    let pass =
-        transforms.first().map(|(_, rule)| &rule.pass).or_else(|| solved.first().map(|(_, encode)| &encode.pass));
+    let trained: Vec<(&str, &Encode, TrainingSettings)> =
+        encodes.iter().filter_map(|(name, encode)| Some((*name, encode, encode.settings.training()?))).collect();
+    let first = solved.first().map(|(_, encode)| *encode).or(trained.first().map(|(_, encode, _)| *encode));
+    let pass = transforms.first().map(|(_, rule)| &rule.pass).or(first.map(|encode| &encode.pass));
     let missing = match (pass, fixed.first()) {
         (Some(pass), _) => SolveFailure::NoCalibration { pass: pass.clone() },
         (None, Some((tensor, encode))) => {
@@ -78,6 +84,7 @@ pub(super) fn solve_plan(
             ),
         });
     }
+    let training = training(&model, &trained, &known, recipe.seed, fallbacks)?;
     let drift = solved.iter().flat_map(|(_, encode)| encode.factorings()).any(|factoring| factoring.drift_share > 0.0);
     let compressed = calibration.predecessor == Predecessor::Compressed && !(solved.is_empty() && fixed.is_empty());
     let solved_bytes = solved.iter().map(|(_, encode)| (encode.matrix.rows * encode.matrix.columns) as u64).sum();
@@ -91,6 +98,9 @@ pub(super) fn solve_plan(
         shared: solved.iter().any(|(_, encode)| encode.choice.codebook_of.is_some()),
         rotated: solved.iter().any(|(_, encode)| encode.choice.rotations.is_some_and(|rotations| rotations.inputs)),
         masked: solved.iter().any(|(_, encode)| encode.mask().is_some()),
+        differs: solved.iter().any(|(_, encode)| matches!(encode.choice.codec.whole(), Some(Whole::Delta(_)))),
+        needs_inputs: !(transforms.is_empty() && solved.is_empty() && fixed.is_empty()),
+        training,
         touched: touched(&model, &transforms, inputs),
         transforms: transforms.into_iter().map(|(_, rule)| rule).collect(),
         model,
@@ -101,6 +111,34 @@ pub(super) fn solve_plan(
     };
     plan.fit(options.max_memory_bytes, solved_bytes)?;
     Ok(Some(plan))
+}
+
+/// Plans the training, if there is one: it goes through the whole model, so all that is trained is trained together.
+fn training(
+    model: &Model,
+    trained: &[(&str, &Encode, TrainingSettings)],
+    known: &BTreeSet<&str>,
+    seed: u64,
+    fallbacks: &mut Vec<Fallback>,
+) -> Result<Option<TrainingPlan>, TrainError> {
+    let Some((first, _, settings)) = trained.first() else { return Ok(None) };
+    model.blocks.iter().try_for_each(supports)?;
+    if let Some((second, ..)) = trained.iter().find(|(.., other)| other != settings) {
+        let (first, second) = ((*first).to_owned(), (*second).to_owned());
+        return Err(TrainError::Different { first, second, what: "how" });
+    }
+    for (name, ..) in trained.iter().filter(|(name, ..)| !known.contains(name)) {
+        fallbacks.push(Fallback {
+            kind: "not-trained".into(),
+            tensor: (*name).to_owned(),
+            count: 1,
+            message: format!("`{name}` is not trained: it lies outside of the blocks that gradients go through"),
+        });
+    }
+    let mut settings = *settings;
+    settings.training.shuffle = Some(seed);
+    let held = held(trained.iter().filter(|(name, ..)| known.contains(name)).map(|(_, encode, _)| *encode));
+    Ok(Some(TrainingPlan { settings, held }))
 }
 
 /// The tensors that folds of these rules change, and by which passes.

@@ -29,6 +29,7 @@ mod spill;
 mod tests;
 mod train;
 mod training_state;
+mod units;
 
 pub use activation::Gate;
 pub use adamw::{AdamW, AdamWSettings, norm as gradient_norm};
@@ -48,3 +49,4 @@ pub use scales::{PerMatrixScale, PerRowScale};
 pub use schedule::{Decay, Schedule};
 pub use train::{AfterStep, StepReport, Training};
 pub use training_state::TrainingState;
+pub use units::InUnits;

@@ -196,7 +196,8 @@ fn manifest(
     let recipe = plan.recipe.clone();
     let (schema, tool, layout) = (SCHEMA.to_owned(), Tool::default(), plan.layout);
     let base = source.base().map_or_else(Vec::new, |base| base_tensors(base.checkpoint()));
-    Manifest { schema, tool, recipe, layout, base, inputs, tensors, files, fallbacks, totals }
+    let training = found.and_then(|found| found.solutions.training.clone());
+    Manifest { schema, tool, recipe, layout, base, inputs, tensors, files, fallbacks, training, totals }
 }
 
 fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {

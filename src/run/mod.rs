@@ -124,6 +124,7 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
             deny_fallbacks: options.deny_fallbacks,
             stop: options.stop,
             progress: &|block, blocks, what| options.progress.calibrating(block, blocks, what),
+            training: &|step, steps, loss| options.progress.training(step, steps, loss),
         })?),
         None => None,
     };

@@ -11,6 +11,9 @@ pub trait Progress: Sync {
 
     /// Calibration works on this block (from 0), of so many.
     fn calibrating(&self, _block: usize, _blocks: usize, _what: &str) {}
+
+    /// So many steps of a training are done, of so many; the loss is that before the last of them.
+    fn training(&self, _step: u64, _steps: u64, _loss: f64) {}
 }
 
 /// Tells nobody.

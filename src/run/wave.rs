@@ -217,9 +217,13 @@ impl<'a> UnitState<'a> {
 
 /// What calibration found of a matrix that is encoded as a whole; empty where nothing had to be known.
 fn solved_matrices(context: &Context<'_>, unit: &Unit, encode: &Encode) -> Vec<(CodedMatrix, Deviations)> {
-    let Some(found) = context.found.filter(|_| encode.is_solved()) else { return Vec::new() };
+    let wanted = encode.is_solved() || encode.settings.training().is_some();
+    let Some(found) = context.found.filter(|_| wanted) else { return Vec::new() };
     let (rows, columns) = (encode.matrix.expert_rows(), encode.matrix.columns);
     let experts = encode.matrix.experts.unwrap_or(1);
+    if let Some(trained) = found.solutions.trained(&unit.name, &encode.choice.codec, rows, columns) {
+        return vec![trained];
+    }
     let codes = |expert| found.solutions.matrix(&unit.name, expert, &encode.choice.codec, rows, columns);
     // Matrices outside of the blocks are not calibrated; the plan has named them.
     (0..experts).map(codes).collect::<Option<Vec<_>>>().unwrap_or_default()

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Coverage, Head, Identity, Key, Moments, Note, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
     gather,
-    matrices::{Factors, solve_linear},
+    matrices::{Factors, Given, solve_linear},
     streams::{Both, Pending, Stream, open_states, resumable, states_path},
     transforms::{Transformed, Transforms},
 };
@@ -43,6 +43,8 @@ pub struct Job<'a> {
     pub stop: &'a AtomicBool,
     /// Hears what is being done: block, blocks, what.
     pub progress: &'a dyn Fn(usize, usize, &str),
+    /// Hears of every step of a training: how many are done, of how many, and the loss before it.
+    pub training: &'a dyn Fn(u64, u64, f64),
 }
 
 /// What was found.
@@ -124,7 +126,8 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
     };
     let solutions = Solutions::open(&job.folder, &head)?;
     let blocks = job.solve.model.blocks.len();
-    let first = resumable(job, &solutions);
+    // With nothing to know of inputs, nothing has to flow through the model.
+    let first = if job.solve.needs_inputs { resumable(job, &solutions) } else { blocks };
     let saved = match &job.solve.calibration.statistics {
         Some(path) => {
             let identity = Identity::of(job.checkpoint, &job.solve.tokens, &job.solve.calibration, job.device);
@@ -146,12 +149,13 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
         worker.find_strength()?;
     }
     // Transforms add up from block to block: the last block's file has all.
-    if first > 0 {
+    if first > 0 && job.solve.needs_inputs {
         worker.transform(&job.solve.model.blocks[first - 1], first - 1)?;
     }
     for index in first..blocks {
         worker.block(index)?;
     }
+    worker.train()?;
     let Worker { solutions, transforms, .. } = worker;
     Ok(Outcome { solutions, transforms })
 }
@@ -336,8 +340,8 @@ impl<'a> Worker<'a> {
             let Some(encode) = self.encodes.get(linear.weight.as_str()).copied() else { continue };
             if encode.is_solved() {
                 let weights = linear.read_weight(source)?;
-                let deny = self.job.deny_fallbacks;
-                solve_linear(&mut self.solutions, encode, linear, &weights, &moments, &mut factors, deny)?;
+                let given = Given::of(self.job);
+                solve_linear(&mut self.solutions, encode, linear, &weights, &moments, &mut factors, given)?;
             }
         }
         Ok(())
@@ -365,9 +369,9 @@ impl<'a> Worker<'a> {
             let stored = match self.encodes.get(linear.weight.as_str()) {
                 Some(encode) => {
                     let encode: &Encode = encode;
-                    let (weights, deny) = (&original.weight, job.deny_fallbacks);
+                    let (weights, given) = (&original.weight, Given::of(job));
                     let weight =
-                        solve_linear(&mut self.solutions, encode, linear, weights, moments, &mut factors, deny)?;
+                        solve_linear(&mut self.solutions, encode, linear, weights, moments, &mut factors, given)?;
                     Some(Linear { weight, bias: original.bias.clone(), input: self.rounding(encode, &linear.weight) })
                 }
                 None => None,

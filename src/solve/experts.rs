@@ -3,7 +3,7 @@
 use super::{
     Moments, Wanted,
     driver::Worker,
-    matrices::{Factors, solve_linear},
+    matrices::{Factors, Given, solve_linear},
     streams::divided,
 };
 use crate::{
@@ -109,8 +109,8 @@ impl Worker<'_> {
         let Some(encode) = self.encodes.get(spec.weight.as_str()) else { return Ok(()) };
         let encode: &Encode = encode;
         linear.input = self.rounding(encode, &spec.weight);
-        let deny = self.job.deny_fallbacks;
-        linear.weight = solve_linear(&mut self.solutions, encode, spec, &linear.weight, moments, factors, deny)?;
+        let given = Given::of(self.job);
+        linear.weight = solve_linear(&mut self.solutions, encode, spec, &linear.weight, moments, factors, given)?;
         Ok(())
     }
 

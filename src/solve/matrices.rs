@@ -2,18 +2,19 @@
 
 use crate::{
     Result,
-    codec::{CodecError, CodedMatrix, Coding, Rotations, RowSource, Whole},
+    codec::{CodecError, CodedMatrix, Coding, Delta, Rotations, RowSource, Whole, range},
     compute::{DEVICE_FAILED, SharedDevice},
     forward::{LinearSpec, Matrix},
+    layout::LogicalCheckpoint,
     passes::{
-        Deviations, Factoring, Settings,
+        Deviations, Factoring, Settings, bitdelta,
         gptq::{self, Factor, SolveOptions},
-        pvq,
+        mask, pvq,
         rtn::grid::Grid,
         vptq,
     },
     plan::Encode,
-    solve::{Moments, Note, Part, Solutions, SolveFailure, Solved, masks, on_device, record::Step},
+    solve::{Moments, Note, Part, Solutions, SolveFailure, Solved, driver::Job, masks, on_device, record::Step},
 };
 
 /// A matrix in memory as the source of its own rows.
@@ -155,6 +156,42 @@ pub fn fewest_tokens(columns: usize) -> u64 {
     (columns as u64 / 16).max(16)
 }
 
+/// What a matrix is solved with beside its input.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    /// Treat a deviation as an error.
+    pub deny: bool,
+    /// What differences are from.
+    pub base: Option<&'a LogicalCheckpoint>,
+}
+
+impl<'a> Given<'a> {
+    pub(super) fn of(job: &Job<'a>) -> Self {
+        Self { deny: job.deny_fallbacks, base: job.checkpoint.base() }
+    }
+}
+
+/// The difference from the base, and the base, where that is what is stored.
+pub(super) fn without_base(
+    encode: &Encode,
+    linear: &LinearSpec,
+    weights: &Matrix,
+    base: Option<&LogicalCheckpoint>,
+) -> Result<Option<(Matrix, Matrix)>> {
+    let (Some(Whole::Delta(_)), Some(base)) = (encode.choice.codec.whole(), base) else { return Ok(None) };
+    let base = linear.read_weight(base)?;
+    let mut difference = weights.clone();
+    for (value, base) in difference.values.iter_mut().zip(&base.values) {
+        *value -= base;
+    }
+    if let Some(at) = range::first_non_finite(&difference.values) {
+        let (row, column) = (at / difference.columns, at % difference.columns);
+        let source = CodecError::NonFinite { row, column, value: difference.values[at] };
+        return Err(SolveFailure::Codec { tensor: linear.weight.clone(), source }.into());
+    }
+    Ok(Some((difference, base)))
+}
+
 /// Finds and keeps the codes of one linear where its encoding needs to know its input, else rounds to nearest; gives
 /// what the codes stand for. Takes over what was kept before.
 pub fn solve_linear(
@@ -164,18 +201,30 @@ pub fn solve_linear(
     weights: &Matrix,
     moments: &Moments,
     factors: &mut Factors<'_>,
-    deny: bool,
+    Given { deny, base }: Given<'_>,
 ) -> Result<Matrix> {
     let name = &linear.weight;
+    let of_base = without_base(encode, linear, weights, base)?;
+    // What is stored, and what it is added to.
+    let (target, base) = match &of_base {
+        Some((difference, base)) => (difference, Some(base)),
+        None => (weights, None),
+    };
+    let added = |mut matrix: Matrix| {
+        if let Some(base) = base {
+            matrix.add(base);
+        }
+        matrix
+    };
     if !encode.is_solved() {
-        return Ok(nearest(encode, name, weights)?.decoded);
+        return Ok(added(nearest(encode, name, target)?.decoded));
     }
     let expert = linear.expert.unwrap_or(0);
     let coding = &encode.choice.codec;
     let Matrix { rows, columns, .. } = *weights;
     let codec_error = |source| SolveFailure::Codec { tensor: name.clone(), source };
     if let Some((coded, _)) = solutions.matrix(name, expert, coding, rows, columns) {
-        return Ok(decoded(encode, &coded, rows, columns).map_err(codec_error)?);
+        return Ok(added(decoded(encode, &coded, rows, columns).map_err(codec_error)?));
     }
     let denied = |deviations: &Deviations| -> std::result::Result<(), SolveFailure> {
         match deviations.iter().next() {
@@ -186,7 +235,7 @@ pub fn solve_linear(
         }
     };
     if moments.count < fewest_tokens(columns) {
-        let Stored { coded, mut deviations, decoded } = nearest(encode, name, weights)?;
+        let Stored { coded, mut deviations, decoded } = nearest(encode, name, target)?;
         let kind = match (moments.count, linear.expert.is_some() || name.contains(".experts.")) {
             (0, _) => "no-statistics",
             (_, true) => "starved-expert",
@@ -196,15 +245,16 @@ pub fn solve_linear(
         denied(&deviations)?;
         let solved = Solved { tokens: moments.count, ..Solved::default() };
         solutions.keep(name, linear.expert, coding, &coded, solved, &deviations)?;
-        return Ok(decoded);
+        return Ok(added(decoded));
     }
     let (coded, report, note, damping) = match (encode.mask(), encode.settings.factoring()) {
         (None, Some(factoring)) => {
             let (rotations, device) = (encode.choice.rotations, factors.device);
             let (factor, turned) =
                 solutions.clock.time(Part::Factor, || factors.of(moments, factoring, rotations, name))?;
-            let (coded, report, note) =
-                solutions.clock.time(Part::Solve, || solve_known(encode, name, weights, factor, turned, device))?;
+            let (coded, report, note) = solutions
+                .clock
+                .time(Part::Solve, || solve_known(encode, name, (weights, base), factor, turned, device))?;
             (coded, report, note, factor.damping())
         }
         (Some(settings), _) => {
@@ -215,7 +265,7 @@ pub fn solve_linear(
             let masks::Masked { coded, report, damping } = solutions.clock.time(Part::Solve, masked)?;
             (coded, report, Note::default(), damping)
         }
-        (None, None) => return Ok(nearest(encode, name, weights)?.decoded),
+        (None, None) => return Ok(added(nearest(encode, name, target)?.decoded)),
     };
     if deny && note.failures > 0 {
         denied(&[(DEVICE_FAILED, note.failures)].into())?;
@@ -232,14 +282,14 @@ pub fn solve_linear(
         damping,
     };
     solutions.keep(name, linear.expert, coding, &coded, solved, &deviations)?;
-    Ok(decoded(encode, &coded, rows, columns).map_err(codec_error)?)
+    Ok(added(decoded(encode, &coded, rows, columns).map_err(codec_error)?))
 }
 
 /// The codes under second moments of the input, both rotated as the matrix is.
 fn solve_known(
     encode: &Encode,
     name: &str,
-    weights: &Matrix,
+    (weights, base): (&Matrix, Option<&Matrix>),
     factor: &Factor,
     moments: &Moments,
     device: Option<&SharedDevice>,
@@ -275,9 +325,46 @@ fn solve_known(
             let solution = solution.map_err(failed)?;
             Ok((CodedMatrix::Whole(solution.tensors), solution.report, Note::default()))
         }
+        (Settings::BitDelta(settings), Coding::Whole(Whole::Delta(_))) => {
+            let base = base.map_or(&[][..], |base| &base.values);
+            bitdelta_of(settings, (&weights, base), factor, moments, residual).map_err(failed)
+        }
         _ => Err(SolveFailure::Codec {
             tensor: name.to_owned(),
             source: CodecError::Missing { what: "solver for this number format" },
         }),
     }
+}
+
+/// Planes of a difference under second moments. Losses are those of the weights, so that they include what the
+/// correction for the lossy input moves.
+fn bitdelta_of(
+    settings: &bitdelta::Settings,
+    (weights, base): (&Matrix, &[f32]),
+    factor: &Factor,
+    moments: &Moments,
+    residual: Option<&[f32]>,
+) -> std::result::Result<(CodedMatrix, gptq::Report, Note), gptq::SolveError> {
+    let (rows, columns) = (weights.rows, weights.columns);
+    let delta: Delta = settings.delta();
+    let linear = bitdelta::Linear { weights: &weights.values, base, rows, planes: delta.planes, share: delta.share };
+    let solution = bitdelta::solve(factor, &view(moments), &linear, residual, &settings.solve)?;
+    let with_base = |planes: &[bitdelta::Plane]| {
+        let mut sum = Matrix { rows, columns, values: base.to_vec() };
+        planes.iter().for_each(|plane| plane.add_to(&mut sum, 1.0));
+        sum.values
+    };
+    let mut difference = weights.clone();
+    difference.values.iter_mut().zip(base).for_each(|(value, base)| *value -= base);
+    let plain = bitdelta::decompose(difference, delta.planes, delta.share, None);
+    let loss = |planes: &[bitdelta::Plane]| mask::loss(factor, &weights.values, &with_base(planes), rows);
+    let (loss_nearest, loss_refined) = (loss(&plain)?, loss(&solution.planes)?);
+    let report = gptq::Report {
+        loss_nearest,
+        loss_refined,
+        target_loss_refined: loss_refined,
+        deviations: solution.deviations,
+        ..gptq::Report::default()
+    };
+    Ok((CodedMatrix::Whole(bitdelta::pack(&solution.planes)), report, Note::default()))
 }

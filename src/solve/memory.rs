@@ -2,8 +2,10 @@
 
 use crate::{
     forward::{After, BlockSpec, Kind, Limits, LinearSpec, Model},
+    passes::TrainingSettings,
     recipe::Calibration,
     solve::Wanted,
+    train::{self, Held},
 };
 
 /// Tokens that are computed together when nothing limits them.
@@ -37,6 +39,12 @@ pub struct SolvePlan {
     pub shared: bool,
     /// Whether any of them is masked, which has a factor of its own.
     pub masked: bool,
+    /// Whether any of them is stored as a difference from a base, which is in memory beside it.
+    pub differs: bool,
+    /// Whether anything has to be known of inputs, so that the text flows through the model.
+    pub needs_inputs: bool,
+    /// What is trained behind all that.
+    pub training: Option<TrainingPlan>,
     /// The transforms, in the recipe's order.
     pub transforms: Vec<TransformRule>,
     /// Tensors that transforms change, and which passes do it.
@@ -49,6 +57,15 @@ pub struct SolvePlan {
     pub smallest_bytes: u64,
     /// Bytes of hidden states and solutions on disk.
     pub disk_bytes: u64,
+}
+
+/// A training of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainingPlan {
+    /// How.
+    pub settings: TrainingSettings,
+    /// What is held while it goes on.
+    pub held: Held,
 }
 
 /// A transform of a recipe.
@@ -108,6 +125,10 @@ impl SolvePlan {
         let streams = 1 + u64::from(self.both_streams);
         let state = self.model.state_width() as u64 + 2 * self.model.hidden as u64;
         self.disk_bytes = tokens * streams * state * 4 + solved_bytes;
+        if let Some(TrainingPlan { settings, held }) = self.training {
+            let disk = train::memory::disk_bytes(&self.model, length, settings.training.batch, held);
+            self.disk_bytes += disk + held.fixed_bytes + 4 * held.parameters;
+        }
         Ok(())
     }
 
@@ -156,7 +177,11 @@ impl SolvePlan {
             activations + largest
         });
         let embedding = 64 << 20;
-        BASE_BYTES + embedding + blocks.max().unwrap_or(0)
+        let solving = BASE_BYTES + embedding + blocks.max().unwrap_or(0);
+        let training = self.training.map_or(0, |TrainingPlan { settings, held }| {
+            train::memory::peak_bytes(&self.model, length, settings.training.batch, held)
+        });
+        solving.max(training)
     }
 
     /// The factor, and copies of the largest matrix in work.
@@ -172,6 +197,8 @@ impl SolvePlan {
         let copies = if self.rotated { 13 + 12 } else { 13 };
         // Masked: the weights kept, and what is stored of them as it is written and read.
         let copies = if self.masked { copies + 12 } else { copies };
+        // A difference: the base, what is left, its products and what is added up again.
+        let copies = if self.differs { copies + 24 } else { copies };
         if self.encodes || self.compressed { factor + copies * largest } else { 0 }
     }
 }

@@ -28,6 +28,7 @@ mod statistics;
 mod streams;
 mod strength;
 mod tensor_change;
+mod trained;
 pub mod transforms;
 mod view;
 
@@ -37,10 +38,11 @@ pub use driver::{Job, Outcome, calibrate, solve};
 pub use gather::Input;
 pub use inputs::{BORROWED, InputRange};
 pub use matrices::{Stored, decoded, nearest};
-pub use memory::{SolvePlan, TransformRule};
+pub use memory::{SolvePlan, TrainingPlan, TransformRule};
 pub use moments::{Moments, Wanted};
 pub use record::{Head, Note, Solutions, Solved, SolvedEncoder};
 pub use statistics::{Identity, Key, Statistics, Writer};
+pub use trained::held;
 
 use std::path::{Path, PathBuf};
 

@@ -100,6 +100,10 @@ pub enum Line {
     Transforms { block: usize, hash: ContentHash },
     /// A block is done and the states behind it are on disk.
     Block { block: usize, states: Vec<ContentHash> },
+    /// What training made of a matrix.
+    Trained { name: String, hash: ContentHash, deviations: BTreeMap<String, u64> },
+    /// The training is done, and all that it made is kept.
+    Training { report: crate::train::Report },
     /// A number that a search found.
     Found { what: String, value: f64 },
     /// A device computed something of a tensor, or failed at it; stands before the line that says what was found.
@@ -127,6 +131,12 @@ pub struct Solutions {
     /// The last block done and the hashes of the states behind it.
     pub last_block: Option<(usize, Vec<ContentHash>)>,
     damaged: bool,
+    /// What training made of matrices.
+    trained: BTreeMap<String, (ContentHash, BTreeMap<String, u64>)>,
+    /// How the training went, once it is done.
+    pub training: Option<crate::train::Report>,
+    /// What everything here belongs to.
+    identity: String,
     /// Where the time goes.
     pub clock: Clock,
     /// Numbers that searches found.
@@ -157,6 +167,9 @@ impl Solutions {
             last_block: None,
             clock: Clock::default(),
             damaged: false,
+            trained: BTreeMap::new(),
+            training: None,
+            identity: serde_json::to_string(head).unwrap_or_default(),
             found: BTreeMap::new(),
             computed: BTreeMap::new(),
         };
@@ -174,7 +187,10 @@ impl Solutions {
             }
             if solutions.damaged {
                 solutions.last_block = None;
-                kept.retain(|line| !matches!(serde_json::from_str(line), Ok(Line::Block { .. })));
+                solutions.training = None;
+                kept.retain(|line| {
+                    !matches!(serde_json::from_str(line), Ok(Line::Block { .. } | Line::Training { .. }))
+                });
             }
         }
         let next = folder.join("journal.next");
@@ -192,7 +208,12 @@ impl Solutions {
         match line {
             Line::Matrix { name, expert, hash, .. } => same(&self.path(name, expert.unwrap_or(0)), hash),
             Line::Transforms { block, hash } => same(&self.folder.join(transforms_file(*block)), hash),
-            Line::Block { .. } | Line::Found { .. } | Line::Input { .. } | Line::Computed { .. } => true,
+            Line::Trained { name, hash, .. } => same(&self.trained_path(name), hash),
+            Line::Block { .. }
+            | Line::Found { .. }
+            | Line::Input { .. }
+            | Line::Computed { .. }
+            | Line::Training { .. } => true,
         }
     }
 
@@ -208,6 +229,10 @@ impl Solutions {
                 self.transforms.insert(block, hash);
             }
             Line::Block { block, states } => self.last_block = Some((block, states)),
+            Line::Trained { name, hash, deviations } => {
+                self.trained.insert(name, (hash, deviations));
+            }
+            Line::Training { report } => self.training = Some(report),
             Line::Found { what, value } => {
                 self.found.insert(what, value);
             }
@@ -259,6 +284,52 @@ impl Solutions {
         // Names can hold anything; hashes cannot.
         let key = blake3::hash(format!("{name}\n{expert}").as_bytes()).to_hex();
         self.folder.join(format!("{}.safetensors", &key[..32]))
+    }
+
+    /// What everything here belongs to, as text.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn trained_path(&self, name: &str) -> PathBuf {
+        let key = blake3::hash(format!("{name}\ntrained").as_bytes()).to_hex();
+        self.folder.join(format!("{}.safetensors", &key[..32]))
+    }
+
+    /// Keeps what training made of a matrix, beside what was found before.
+    ///
+    /// # Errors
+    /// [`SolveFailure`] when the disk fails, or for codes that are not those of a whole matrix.
+    pub fn keep_trained(
+        &mut self,
+        name: &str,
+        coded: &CodedMatrix,
+        deviations: &Deviations,
+    ) -> Result<(), SolveFailure> {
+        let CodedMatrix::Whole(stored) = coded else {
+            let source = CodecError::Missing { what: "training for this number format" };
+            return Err(SolveFailure::Codec { tensor: name.to_owned(), source });
+        };
+        let hash = Self::write_whole(&self.trained_path(name), stored)?;
+        let deviations = deviations.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        self.append(Line::Trained { name: name.to_owned(), hash, deviations })
+    }
+
+    /// What training made of a matrix; none when it was not trained to the end, or the file is not what the journal says.
+    pub fn trained(
+        &self,
+        name: &str,
+        coding: &Coding,
+        rows: usize,
+        columns: usize,
+    ) -> Option<(CodedMatrix, Deviations)> {
+        let (hash, deviations) = self.training.as_ref().and_then(|_| self.trained.get(name))?;
+        let (path, Coding::Whole(whole)) = (self.trained_path(name), coding) else { return None };
+        if ContentHash::of_in_parallel(&std::fs::read(&path).ok()?) != *hash {
+            return None;
+        }
+        let coded = Self::read_whole(&Checkpoint::open(&path).ok()?, whole, rows, columns)?;
+        Some((coded, deviations.iter().map(|(kind, count)| (intern(kind), *count)).collect()))
     }
 
     /// Keeps a solved matrix.
