@@ -337,6 +337,7 @@ impl Settings {
     pub fn training(&self) -> Option<TrainingSettings> {
         match self {
             Self::BitDelta(settings) => settings.training(),
+            Self::Mask(settings) => settings.training(),
             _ => None,
         }
     }

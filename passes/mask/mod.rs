@@ -13,6 +13,7 @@
 mod encode_tests;
 mod forms;
 mod given;
+pub mod learned;
 mod magnitude;
 mod masked;
 mod options;
@@ -28,6 +29,7 @@ mod wanda;
 
 pub use crate::codec::sparse::{Mask, Pattern};
 pub use given::{Given, MaskBook};
+pub use learned::{Learning, Prior};
 pub use magnitude::magnitude;
 pub use masked::{MaskedEncoder, Selection};
 pub use options::{Criterion, MaskOptions, Report, Solution};

@@ -16,8 +16,6 @@ pub enum Criterion {
     Search,
     /// A mask from elsewhere.
     File,
-    /// A mask that is trained with all others of the model; here it is one from elsewhere too.
-    Learned,
 }
 
 /// How to solve.

@@ -5,11 +5,13 @@ use toml::{Table, Value};
 
 use std::sync::OnceLock;
 
-use super::{Criterion, Given, Mask, MaskOptions, Pattern, Selection, magnitude};
+use super::{Criterion, Given, Learning, Mask, MaskOptions, Pattern, Selection, learned, magnitude};
 use crate::{
     codec::{CodecError, Whole, sparse::Sparse},
     layout::Activations,
-    passes::{Choice, Factoring, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, gptq::Order},
+    passes::{
+        Choice, Factoring, Kind, Matrix, PassInfo, SettingError, Settings as AnySettings, TrainingSettings, gptq::Order,
+    },
 };
 
 /// The registry entry.
@@ -25,16 +27,27 @@ pub const INFO: PassInfo = PassInfo {
 /// All keys, sorted.
 pub const KEYS: &[&str] = &[
     "asymmetric",
+    "batch",
     "block_size",
     "criterion",
     "damping",
     "keep",
+    "learning_rate",
+    "logit_scale",
+    "loss",
     "masks",
+    "noise",
     "of",
+    "prior",
+    "prior_strength",
     "refit",
     "refit_steps",
+    "regularisation",
     "search_rounds",
+    "steps",
+    "temperature",
     "tolerance",
+    "weight_rate",
 ];
 
 /// The words for criteria.
@@ -46,6 +59,9 @@ const CRITERIA: [(&str, Criterion); 5] = [
     ("file", Criterion::File),
 ];
 
+/// The word for masks that are trained.
+const LEARNED: &str = "learned";
+
 /// Settings of one matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -55,6 +71,8 @@ pub struct Settings {
     pub masks: Option<String>,
     /// This matrix' mask in it, once it was opened.
     pub given: Option<Given>,
+    /// How the mask that [`Settings::solve`] finds is trained, where it is.
+    pub learning: Option<Learning>,
 }
 
 impl Serialize for Settings {
@@ -64,7 +82,14 @@ impl Serialize for Settings {
         map.serialize_entry("asymmetric", &(solve.drift_share > 0.0))?;
         map.serialize_entry("block_size", &solve.block_size)?;
         let word = CRITERIA.iter().find(|(_, criterion)| *criterion == solve.criterion).map(|(word, _)| *word);
-        map.serialize_entry("criterion", &word)?;
+        match &self.learning {
+            Some(learning) => {
+                map.serialize_entry("criterion", LEARNED)?;
+                map.serialize_entry("prior", &word)?;
+                learning.serialize_into::<S>(&mut map)?;
+            }
+            None => map.serialize_entry("criterion", &word)?,
+        }
         map.serialize_entry("damping", &solve.damping)?;
         map.serialize_entry("keep", &solve.pattern.keep)?;
         if let Some(masks) = &self.masks {
@@ -100,9 +125,21 @@ impl Settings {
         }
         let mut solve = MaskOptions::default();
         let mut masks = None;
-        if let Some(value) = table.get("criterion") {
+        let mut learning = (table.get("criterion").and_then(Value::as_str) == Some(LEARNED)).then(Learning::default);
+        if let Some(key) = table.keys().find(|key| learning.is_none() && learned::KEYS.contains(&key.as_str())) {
+            return Err(refused(key, "goes with `criterion = \"learned\"` only"));
+        }
+        if learning.is_some() {
+            solve.criterion = match table.get("prior").map(|prior| (prior, prior.as_str())) {
+                None | Some((_, Some("search"))) => Criterion::Search,
+                Some((_, Some("sparsegpt"))) => Criterion::SparseGpt,
+                Some((prior, _)) => {
+                    return Err(refused("prior", format!("expected \"search\" or \"sparsegpt\", got {prior}")));
+                }
+            };
+        } else if let Some(value) = table.get("criterion") {
             let known = value.as_str().and_then(|word| CRITERIA.iter().find(|(known, _)| *known == word));
-            let words = CRITERIA.map(|(word, _)| format!("\"{word}\"")).join(", ");
+            let words = CRITERIA.map(|(word, _)| format!("\"{word}\"")).join(", ") + ", \"learned\"";
             let (_, criterion) =
                 known.ok_or_else(|| refused("criterion", format!("expected one of {words}, got {value}")))?;
             solve.criterion = *criterion;
@@ -115,7 +152,7 @@ impl Settings {
             return Err(refused(key, message));
         }
         solve.refit = !matches!(solve.criterion, Criterion::Magnitude | Criterion::Wanda | Criterion::File);
-        for (key, value) in table.iter().filter(|(key, _)| *key != "criterion") {
+        for (key, value) in table.iter().filter(|(key, _)| !["criterion", "prior"].contains(&key.as_str())) {
             let wrong = |expected: &str| refused(key, format!("expected {expected}, got {value}"));
             let whole = |low: i64, high: i64| match value {
                 Value::Integer(number) if (low..=high).contains(number) => Ok(*number as usize),
@@ -127,6 +164,10 @@ impl Settings {
                 Value::Integer(number) if *number > 0 && *number as f64 <= most => Ok(*number as f64),
                 _ => Err(wrong(&format!("a number above 0.0, at most {most:.1}"))),
             };
+            if let Some(learning) = learning.as_mut().filter(|_| learned::KEYS.contains(&key.as_str())) {
+                learning.set(key, value).map_err(wrong)?;
+                continue;
+            }
             match key.as_str() {
                 "asymmetric" => solve.drift_share = if flag()? { solve.drift_share } else { 0.0 },
                 "refit" => solve.refit = flag()?,
@@ -144,13 +185,22 @@ impl Settings {
         if keep >= of {
             return Err(refused("keep", format!("expected fewer than `of = {of}`, got {keep}")));
         }
-        Ok(Self { solve, masks, given: None })
+        if learning.is_some() && solve.pattern != Pattern::TWO_OF_FOUR {
+            return Err(refused(if keep == 2 { "of" } else { "keep" }, "learned masks keep 2 of 4"));
+        }
+        Ok(Self { solve, masks, given: None, learning })
     }
 
     /// Whether masks or weights follow from what flows through the model.
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
         self.solve.changes_weights() || self.solve.criterion == Criterion::Wanda
+    }
+
+    /// How masks and weights are trained, if they are.
+    #[must_use]
+    pub fn training(&self) -> Option<TrainingSettings> {
+        self.learning.as_ref().map(Learning::training)
     }
 
     /// How second moments are factored, where they are needed.
@@ -189,6 +239,11 @@ impl Settings {
     /// [`SettingError`] when the matrix cannot be stored so.
     pub fn choose(&self, matrix: &Matrix) -> Result<Choice, SettingError> {
         let Pattern { keep, of } = self.solve.pattern;
+        if self.learning.is_some() && !matrix.columns.is_multiple_of(of) {
+            let message =
+                format!("learned masks need columns in whole groups of {of}, and there are {}", matrix.columns);
+            return Err(refused("criterion", message));
+        }
         let sparse = Sparse { keep, of, dtype: matrix.scale.into() };
         sparse.validate(matrix.rows, matrix.columns).map_err(|error| refused("of", error.to_string()))?;
         let codec = Whole::Sparse(sparse).into();

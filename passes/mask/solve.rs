@@ -31,8 +31,7 @@ pub fn factor(moments: &Moments, options: &MaskOptions) -> Result<Factor, SolveE
 /// Masks one layer. Same input, same result, whatever the number of threads.
 ///
 /// `weights` is `[rows, columns]` row-major. `residual` is `Σ (r_dense − r) xᵀ`, `[rows, columns]`, for a layer whose output
-/// is added to a stream r that has already lost something. `given` is the mask for [`Criterion::File`] and
-/// [`Criterion::Learned`].
+/// is added to a stream r that has already lost something. `given` is the mask for [`Criterion::File`].
 ///
 /// # Errors
 /// [`SolveError`] when lengths do not fit, a weight is not finite, or a mask is missing or not one of the pattern.
@@ -55,7 +54,7 @@ pub fn solve(
     let mask = match options.criterion {
         Criterion::Magnitude => Some(by_magnitude.clone()),
         Criterion::Wanda => Some(wanda(weights, rows, moments, pattern)?),
-        Criterion::File | Criterion::Learned => {
+        Criterion::File => {
             let mask = given.ok_or(CodecError::Missing { what: "mask" })?;
             SolveError::check("rows of the mask", rows, mask.rows())?;
             SolveError::check("columns of the mask", columns, mask.columns())?;

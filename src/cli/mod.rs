@@ -9,6 +9,7 @@ pub mod eval;
 pub mod failure;
 pub mod inspect;
 mod job;
+pub mod masks;
 pub mod meter;
 pub mod output;
 pub mod plan;
@@ -21,7 +22,8 @@ pub mod verify;
 
 pub use arguments::{
     CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
-    DiffArguments, EvalArguments, GlobalArguments, InspectArguments, PlanArguments, RunArguments, VerifyArguments,
+    DiffArguments, EvalArguments, GlobalArguments, InspectArguments, MasksArguments, PlanArguments, RunArguments,
+    VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -59,6 +61,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Eval(arguments) => eval::execute(arguments, output),
         Command::Calibrate(arguments) => calibrate::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
+        Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
     }
 }

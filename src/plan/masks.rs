@@ -52,7 +52,12 @@ impl Books {
         let Some(book) = self.0.get(name) else { return Ok(()) };
         if experts > 1 {
             let problem = "files of masks have none for stacked experts";
-            return Err(PlanError::Masked { pass: rule.pass.clone(), line: rule.line, tensor: tensor.to_owned(), problem });
+            return Err(PlanError::Masked {
+                pass: rule.pass.clone(),
+                line: rule.line,
+                tensor: tensor.to_owned(),
+                problem,
+            });
         }
         if !book.has(tensor).map_err(|error| PlanError::MaskFile { path: path.clone(), message: error.to_string() })? {
             return Err(PlanError::NoMask { path, tensor: tensor.to_owned() });
@@ -90,6 +95,9 @@ pub(super) fn masks(recipe: &Recipe, assignments: &[Assignment]) -> Result<BTree
             (_, None) => {}
             (Settings::Rtn(_) | Settings::Gptq(_), Some(_)) if settings.needs_weights() => {
                 return refused("its number format would be chosen from weights that the mask leaves out");
+            }
+            (Settings::Rtn(_) | Settings::Gptq(_), Some(mask)) if mask.settings.learning.is_some() => {
+                return refused("learned masks stand alone: encode their result in a second run, behind `magnitude`");
             }
             (Settings::Rtn(_) | Settings::Gptq(_), Some(mask)) => mask.alone = false,
             (_, Some(_)) if rule.kind == Kind::Transform => {
