@@ -53,7 +53,7 @@ impl Default for Learning {
     fn default() -> Self {
         let sharpness = Sharpness { scale: [1e2, 5e2], temperature: [1.0, 0.2], noise: 0.0, regularisation: 0.0 };
         Self {
-            steps: 60,
+            steps: 40,
             batch: 12,
             learning_rate: 0.0016,
             weight_rate: 0.007,
@@ -225,5 +225,81 @@ impl Prior<'_> {
         }
         let mask = Mask::new(Pattern::TWO_OF_FOUR, rows, columns, bits)?;
         Ok(self.sparse.encode(&both.weights(parameters), &mask)?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        checkpoint::Dtype,
+        forward::Matrix,
+        passes::mask::magnitude,
+        reverse::{self, Moment},
+    };
+
+    const SHAPE: (usize, usize) = (6, 24);
+
+    fn dense() -> Vec<f32> {
+        (0..SHAPE.0 * SHAPE.1).map(|index| ((index * 37 % 101) as f32 - 50.3) / 64.0).collect()
+    }
+
+    /// Everything that a prior borrows: weights that are half of the dense ones where they are kept.
+    fn stored(sparse: &Sparse) -> (Vec<f32>, Mask, StoredMatrix) {
+        let dense = dense();
+        let mask = magnitude(&dense, SHAPE.0, SHAPE.1, sparse.pattern()).unwrap();
+        let halves: Vec<f32> = dense.iter().map(|weight| weight / 2.0).collect();
+        let stored = sparse.encode(&halves, &mask).unwrap().into();
+        (dense, mask, stored)
+    }
+
+    #[test]
+    fn training_begins_with_the_prior_and_what_it_comes_to_is_stored() {
+        let sparse = Sparse { keep: 2, of: 4, dtype: Dtype::F32 };
+        let (dense, mask, stored) = stored(&sparse);
+        let prior = Prior { sparse: &sparse, stored: &stored, dense: &dense, shape: SHAPE };
+        let learning = Learning { prior_strength: 20.0, ..Learning::default() };
+        let (parametrization, start) = prior.parametrization(&learning, "w", 7).unwrap();
+        assert_eq!(start.len() as u64, parameters(SHAPE.0, SHAPE.1));
+        assert_eq!(start.len(), parametrization.parameters());
+        // Sharp as it is, the choice is the prior's from the first step on.
+        let base = reverse::Matrix::<f32>::from(Matrix { rows: SHAPE.0, columns: SHAPE.1, values: dense.clone() });
+        let weight = parametrization.weight(&start, base, Moment { step: 0, steps: 9 });
+        for (index, (found, dense)) in weight.values.iter().zip(&dense).enumerate() {
+            let expected = if mask.keeps(index / SHAPE.1, index % SHAPE.1) { dense / 2.0 } else { 0.0 };
+            assert!((found - expected).abs() < 1e-5, "{index}: {found}, expected {expected}");
+        }
+        let same = prior.store(&learning, "w", 7, &start).unwrap();
+        assert_eq!(same[1], stored[1]);
+
+        // A quad whose largest logit is of another candidate: the weights there are what was dense.
+        let mut moved = start.clone();
+        let quad = 9;
+        let kept: Vec<bool> = (0..4).map(|column| mask.keeps(quad / 6, quad % 6 * 4 + column)).collect();
+        let opposite =
+            reverse::CANDIDATES.iter().position(|c| c.iter().zip(&kept).all(|(c, k)| (*c == 0) == *k)).unwrap();
+        moved[quad * 6 + opposite] = 9.0;
+        let parts = prior.store(&learning, "w", 7, &moved).unwrap();
+        let bytes: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        let decoded = sparse.decode(SHAPE.0, SHAPE.1, &bytes).unwrap();
+        for (column, kept) in kept.iter().enumerate() {
+            let at = quad * 4 + column;
+            let expected = if *kept { 0.0 } else { dense[at] };
+            assert!((decoded[at] - expected).abs() < 1e-5, "column {column}");
+        }
+        assert!(prior.store(&learning, "w", 7, &moved[1..]).is_err());
+    }
+
+    #[test]
+    fn other_patterns_and_broken_matrices_are_refused() {
+        let sparse = Sparse { keep: 1, of: 4, dtype: Dtype::F32 };
+        let (dense, _, mut stored) = stored(&sparse);
+        let learning = Learning::default();
+        let refused = |stored: &StoredMatrix, sparse: &Sparse| {
+            Prior { sparse, stored, dense: &dense, shape: SHAPE }.parametrization(&learning, "w", 7).is_err()
+        };
+        assert!(refused(&stored, &sparse));
+        stored.pop();
+        assert!(refused(&stored, &Sparse { keep: 2, of: 4, dtype: Dtype::F32 }));
     }
 }

@@ -250,3 +250,60 @@ impl Settings {
         Ok(Choice { codec, rotations: None, codebook_of: None, mask: None, activations: Activations::None })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reverse::Loss;
+
+    fn parse(text: &str) -> Result<Settings, SettingError> {
+        Settings::parse(&text.parse().unwrap())
+    }
+
+    #[test]
+    fn learning_is_typed() {
+        let settings = parse(
+            "criterion = \"learned\"\nprior = \"sparsegpt\"\nsteps = 9\nbatch = 3\nlearning_rate = 0.5\nnoise = 1\n\
+             temperature = [4.0, 0.05]\nlogit_scale = [1, 2]\nloss = \"next-token\"\nweight_rate = 0.0\ndamping = 0.5",
+        )
+        .unwrap();
+        assert_eq!(
+            (settings.solve.criterion, settings.solve.damping, settings.solve.refit),
+            (Criterion::SparseGpt, 0.5, true)
+        );
+        let learning = settings.learning.unwrap();
+        let (sharpness, training) = (learning.sharpness, settings.training().unwrap());
+        assert_eq!((sharpness.noise, sharpness.temperature, sharpness.scale), (1.0, [4.0, 0.05], [1.0, 2.0]));
+        assert_eq!((training.loss, training.training.batch, training.training.schedule.steps), (Loss::NextToken, 3, 9));
+        assert!(training.training.schedule.peak == 0.5 && learning.weight_rate == 0.0);
+        let resolved = serde_json::to_value(parse("criterion = \"learned\"").unwrap()).unwrap();
+        assert_eq!((&resolved["criterion"], &resolved["prior"]), (&"learned".into(), &"search".into()));
+        assert!(parse("criterion = \"search\"").unwrap().training().is_none());
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for (text, key) in [
+            ("steps = 9", "steps"),
+            ("criterion = \"search\"\nprior = \"search\"", "prior"),
+            ("criterion = \"learned\"\nprior = \"wanda\"", "prior"),
+            ("criterion = \"learned\"\nsteps = 0", "steps"),
+            ("criterion = \"learned\"\ntemperature = [1.0]", "temperature"),
+            ("criterion = \"learned\"\ntemperature = [1.0, 0.0]", "temperature"),
+            ("criterion = \"learned\"\nloss = \"squared-error\"", "loss"),
+            ("criterion = \"learned\"\nkeep = 1", "keep"),
+            ("criterion = \"learned\"\nmasks = \"a.npz\"", "masks"),
+            ("criterion = \"file\"", "criterion"),
+            ("criterion = \"wanda\"\nmasks = \"a.npz\"", "masks"),
+            ("masks = 3", "masks"),
+        ] {
+            assert_eq!(parse(text).unwrap_err().key, key, "{text}");
+        }
+        let given = parse("masks = \"a.npz\"").unwrap();
+        assert_eq!(
+            (given.solve.criterion, given.solve.refit, given.needs_calibration()),
+            (Criterion::File, false, false)
+        );
+        assert!(parse("masks = \"a.npz\"\nrefit = true").unwrap().needs_calibration());
+    }
+}
