@@ -348,6 +348,7 @@ impl Settings {
     pub fn training(&self) -> Option<TrainingSettings> {
         match self {
             Self::BitDelta(settings) => settings.training(),
+            Self::Mask(settings) => settings.training(),
             _ => None,
         }
     }
@@ -389,7 +390,7 @@ impl Settings {
     }
 
     /// The encoder of one matrix that rounds to nearest in its number format: `rtn`'s work, and what `gptq` falls back to
-    /// where nothing is known of the input. With a mask, that of the largest magnitudes.
+    /// where nothing is known of the input. With a mask, that of the largest magnitudes, or the one that was given.
     ///
     /// # Panics
     /// Panics for a transform, which has no number format and so no [`Choice`], and for codes of whole matrices.
@@ -398,7 +399,7 @@ impl Settings {
         let codec = choice.codec.scalar().expect("codes of whole matrices have no encoder of rows");
         let encoder = self.number().expect("only encodings are chosen").encoder(matrix, codec);
         match &choice.mask {
-            Some(settings) => Box::new(mask::MaskedEncoder::new(encoder, settings.solve.pattern)),
+            Some(settings) => Box::new(mask::MaskedEncoder::new(encoder, settings.selection())),
             None => encoder,
         }
     }
@@ -433,8 +434,8 @@ impl Settings {
                     .map_err(gptq::SolveError::into_codec)?;
                 Ok((solution.tensors, solution.report.deviations))
             }
-            (Self::Mask(_), Whole::Sparse(sparse)) => {
-                let found = mask::magnitude(&weights.values, weights.rows, weights.columns, sparse.pattern())?;
+            (Self::Mask(settings), Whole::Sparse(sparse)) => {
+                let found = settings.unseen(&weights.values, weights.rows, weights.columns)?;
                 Ok((sparse.encode(&weights.values, &found)?.into(), Deviations::new()))
             }
             (Self::BitDelta(settings), Whole::Delta(delta)) => {

@@ -3,9 +3,14 @@
 
 mod common;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
-use common::{bantam, expect_exit, fixture, json};
+use common::{assert_same, bantam, expect_exit, fixture, json};
 use safetensors::SafeTensors;
 
 const MAGNITUDE: &str = "[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"magnitude\"\n";
@@ -184,4 +189,140 @@ fn inspect_names_the_pattern_and_the_share_of_zeros() {
         let one = expect_exit(bantam().args(["inspect", "--tensor", "*.1.mlp.up_proj"]).arg(&out), 0).stdout;
         assert!(String::from_utf8_lossy(&one).contains("2:4 sparse, 50.00 %"), "{layout}");
     }
+}
+
+/// Sets the text that calibration and training see.
+fn learning(folder: &Path, settings: &str, layout: &str) -> PathBuf {
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/models.md"), folder.join("text.txt")).unwrap();
+    let calibration = "[calibration]\ntext = [\"text.txt\"]\nsequences = 6\nsequence_length = 64\n";
+    recipe(folder, &format!("{calibration}[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"learned\"\n{settings}"), layout)
+}
+
+fn run(recipe: &Path, out: &Path, threads: &str) -> Command {
+    let mut command = bantam();
+    command.args(["run", "--quiet", "--threads", threads]).arg(recipe);
+    command.arg("--model").arg(fixture("tiny-llama")).arg("--out").arg(out);
+    command
+}
+
+#[test]
+fn learned_masks_lower_the_loss_and_come_out_the_same_however_they_are_made() {
+    let folder = tempfile::tempdir().unwrap();
+    // Every step sees the whole text, so that losses can be compared.
+    let recipe = learning(folder.path(), "steps = 12\nbatch = 6\nprior = \"sparsegpt\"\n", "bantam");
+    let out = folder.path().join("whole");
+    expect_exit(&mut run(&recipe, &out, "2"), 0);
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let loss = |name: &str| manifest["training"][name].as_f64().unwrap();
+    assert_eq!(manifest["training"]["steps"], 12);
+    assert!(loss("last_loss") < 0.9 * loss("first_loss"), "{}", manifest["training"]);
+    expect_exit(bantam().args(["verify", "--quiet"]).arg(&out).arg("--source").arg(fixture("tiny-llama")), 0);
+
+    // Killed in the middle of the training, and taken up with another number of threads.
+    let again = folder.path().join("again");
+    let state = folder.path().join(".again.bantam-work/solved/training/training");
+    let mut child = run(&recipe, &again, "2").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while !state.exists() && child.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < Duration::from_mins(10), "no step was ever saved");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(!again.exists(), "the run was over before it was killed");
+    expect_exit(&mut run(&recipe, &again, "1"), 0);
+    assert_same(&out, &again);
+
+    let decoded = folder.path().join("decoded");
+    expect_exit(bantam().args(["decode", "--quiet"]).arg(&out).arg("--out").arg(&decoded), 0);
+    let source = tensors(&fixture("tiny-llama"));
+    for (name, weights) in tensors(&decoded) {
+        if !name.ends_with("_proj.weight") {
+            assert!(weights == source[&name], "{name}");
+            continue;
+        }
+        assert!(weights.chunks(4).all(|quad| quad.iter().filter(|weight| **weight == 0.0).count() == 2), "{name}");
+        assert!(weights.iter().all(|weight| *weight != 0.0 || weight.is_sign_positive()), "{name}");
+    }
+}
+
+#[test]
+fn saved_masks_are_the_masks_that_a_recipe_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = dense(folder.path(), MAGNITUDE, "bantam");
+    let file = folder.path().join("masks.npz");
+    for model in ["bantam", "bantam-dense"] {
+        let mut save = bantam();
+        save.arg("masks").arg(folder.path().join(model)).arg("--json").arg("--out").arg(&file);
+        assert_eq!(json(&expect_exit(&mut save, 0))["masks"], 28, "{model}");
+        let taken = tempfile::tempdir_in(folder.path()).unwrap();
+        std::fs::copy(&file, taken.path().join("masks.npz")).unwrap();
+        let given = "[[pass]]\nuse = \"mask_2_4\"\nmasks = \"masks.npz\"\n";
+        assert!(dense(taken.path(), given, "dense") == plain, "{model}");
+        let coded = dense(taken.path(), &format!("{given}{INT4}"), "compressed-tensors");
+        for (name, weights) in plain.iter().filter(|(name, _)| name.ends_with("_proj.weight")) {
+            assert!(weights.iter().zip(&coded[name]).all(|(kept, coded)| *kept != 0.0 || *coded == 0.0), "{name}");
+        }
+    }
+    let mut dense_model = bantam();
+    dense_model.arg("masks").arg(fixture("tiny-llama")).arg("--out").arg(folder.path().join("none.npz"));
+    expect_exit(&mut dense_model, 2);
+    assert!(!folder.path().join("none.npz").exists());
+}
+
+#[test]
+fn malformed_files_of_masks_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    dense(folder.path(), MAGNITUDE, "bantam");
+    let file = folder.path().join("masks.npz");
+    expect_exit(bantam().arg("masks").arg(folder.path().join("bantam")).arg("--out").arg(&file), 0);
+    let good = std::fs::read(&file).unwrap();
+    let mut flipped = good.clone();
+    flipped[200] ^= 0xFF;
+    let given = "[[pass]]\nuse = \"mask_2_4\"\nmasks = \"masks.npz\"\n";
+    let recipe = recipe(folder.path(), given, "dense");
+    for (bytes, expected) in [
+        (&good[..good.len() / 2], "not a readable .npz archive"),
+        (&b"PK and no more"[..], "not a readable .npz archive"),
+        (&flipped[..], "malformed"),
+    ] {
+        std::fs::write(&file, bytes).unwrap();
+        let output = expect_exit(&mut run(&recipe, &folder.path().join("out"), "2"), 3);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains(expected), "{expected}: {message}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    let output = expect_exit(&mut run(&recipe, &folder.path().join("out"), "2"), 3);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("masks.npz"));
+    let learned = "[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"learned\"\n[[pass]]\nuse = \"gptq\"\nbits = 4\n";
+    let recipe = self::recipe(folder.path(), learned, "bantam");
+    let output = expect_exit(&mut run(&recipe, &folder.path().join("out"), "2"), 2);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("learned masks stand alone"));
+}
+
+/// A short training on the model and by the protocol of `docs/quality.md`, where both are at hand; all of it takes minutes.
+#[test]
+fn a_short_training_beats_the_search() {
+    const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/models");
+    let (model, text) = (Path::new(SHARED).join("tiny-llama"), Path::new(SHARED).join("text"));
+    if !model.exists() {
+        eprintln!("SKIPPED: {} is not there, so nothing was measured", model.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let calibration =
+        format!("[calibration]\ntext = [{:?}]\nsequences = 128\nsequence_length = 256\n", text.join("calibration.txt"));
+    let passes = "[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"learned\"\nsteps = 12\nbatch = 8\n";
+    let recipe = recipe(folder.path(), &format!("{calibration}{passes}"), "dense");
+    let out = folder.path().join("learned");
+    let mut command = bantam();
+    command.args(["run", "--quiet"]).arg(recipe).arg("--model").arg(&model).arg("--out").arg(&out);
+    expect_exit(&mut command, 0);
+    let mut eval = bantam();
+    eval.args(["eval", "--json", "--context", "256", "--text"]).arg(text.join("evaluation.txt")).arg("--reference");
+    let figures = json(&expect_exit(eval.arg(&model).arg(&out), 0));
+    let divergence = figures["mean_kl_divergence"].as_f64().unwrap();
+    // That of `criterion = "search"`.
+    assert!(divergence < 0.0402, "{divergence}");
 }

@@ -12,6 +12,8 @@
 #[cfg(test)]
 mod encode_tests;
 mod forms;
+mod given;
+pub mod learned;
 mod magnitude;
 mod masked;
 mod options;
@@ -26,8 +28,10 @@ mod tests;
 mod wanda;
 
 pub use crate::codec::sparse::{Mask, Pattern};
+pub use given::{Given, MaskBook};
+pub use learned::{Learning, Prior};
 pub use magnitude::magnitude;
-pub use masked::MaskedEncoder;
+pub use masked::{MaskedEncoder, Selection};
 pub use options::{Criterion, MaskOptions, Report, Solution};
 pub use settings::{INFO, Settings};
 pub use solve::{factor, loss, solve};

@@ -113,6 +113,12 @@ pub enum Command {
     /// is found, with 3 when there is no manifest to check against.
     #[command(after_help = "Example:\n  bantam verify llama-int4 --source ~/models/llama")]
     Verify(VerifyArguments),
+    /// Save which weights of a 2:4 model are kept
+    ///
+    /// Writes MaskLLM's `.npz`: an entry `NAME.mask` for every matrix of which each four neighbouring weights of a row have
+    /// two zeros or more, one bit a weight. A recipe takes it with `masks = "FILE"` under `use = "mask_2_4"`.
+    #[command(after_help = "Example:\n  bantam masks llama-2of4 --out llama-masks.npz")]
+    Masks(MasksArguments),
     /// List the graphics adapters of this machine, and measure them
     ///
     /// Tells each adapter's driver, limits and features, and measures for at most ten seconds how fast it copies, multiplies
@@ -137,6 +143,7 @@ impl Command {
             Self::Verify(arguments) => arguments.json,
             Self::Eval(arguments) => arguments.json,
             Self::Calibrate(arguments) => arguments.json,
+            Self::Masks(arguments) => arguments.json,
             Self::Devices(arguments) => arguments.json,
         }
     }
@@ -292,6 +299,22 @@ pub struct ExportArguments {
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
     /// The file to write, in safetensors; it must not exist
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What was written as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bantam masks`.
+#[derive(Debug, Clone, Args)]
+pub struct MasksArguments {
+    /// The model: a checkpoint or an artifact
+    pub model: PathBuf,
+    /// The checkpoint that the differences are from, for an artifact of pass bitdelta
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// The file to write; one of that name is replaced
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// What was written as one JSON object on stdout

@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod failure;
 pub mod inspect;
 mod job;
+pub mod masks;
 pub mod meter;
 pub mod output;
 pub mod plan;
@@ -22,8 +23,8 @@ pub mod verify;
 
 pub use arguments::{
     CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
-    DiffArguments, EvalArguments, ExportArguments, GlobalArguments, ImportArguments, InspectArguments, PlanArguments,
-    RunArguments, VerifyArguments,
+    DiffArguments, EvalArguments, ExportArguments, GlobalArguments, ImportArguments, InspectArguments, MasksArguments,
+    PlanArguments, RunArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -63,6 +64,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Eval(arguments) => eval::execute(arguments, output),
         Command::Calibrate(arguments) => calibrate::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
+        Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
     }
 }

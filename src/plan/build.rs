@@ -86,7 +86,8 @@ impl Plan {
         let mut fallbacks = Vec::new();
         let assignments = inputs.recipe.assign(inputs.model)?;
         let mut merges = merge::merges(inputs, target.name(), &assignments, &mut fallbacks, &mut notes)?;
-        let wishes = wishes(inputs, target.as_ref(), &assignments)?;
+        let mut books = masks::Books::default();
+        let wishes = wishes(inputs, target.as_ref(), &assignments, &mut books)?;
         let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes, &mut fallbacks)?;
         share_codebooks(inputs, &wishes, &mut choices)?;
         for (wish, choice) in wishes.iter().zip(&choices) {
@@ -135,7 +136,7 @@ impl Plan {
         {
             return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
         }
-        let parts = Parts { encodes, merges, shared, fallbacks, notes, solve };
+        let parts = Parts { encodes, merges, shared, fallbacks, notes, solve, books };
         assemble(inputs, target.as_ref(), parts, options)
     }
 }
@@ -148,13 +149,19 @@ struct Parts<'a> {
     fallbacks: Vec<Fallback>,
     notes: Vec<String>,
     solve: Option<SolvePlan>,
+    books: masks::Books,
 }
 
-fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment]) -> Result<Vec<Wish<'a>>> {
+fn wishes<'a>(
+    inputs: Inputs<'a>,
+    target: &dyn Layout,
+    assignments: &[Assignment],
+    books: &mut masks::Books,
+) -> Result<Vec<Wish<'a>>> {
     let mut wishes = Vec::new();
     let mut rotations = rotations(inputs, assignments)?;
     let mut masks = masks::masks(inputs.recipe, assignments)?;
-    for Assignment { rule, tensor: name, settings } in assignments.iter().cloned() {
+    for Assignment { rule, tensor: name, mut settings } in assignments.iter().cloned() {
         let alone = matches!(settings, Settings::Mask(_)) && masks.get(&name).is_some_and(|mask| mask.alone);
         let merged = matches!(settings, Settings::Breadcrumbs(_)) && target.name() == LayoutName::Dense;
         if (inputs.recipe.passes[rule].kind == Kind::Transform && !alone) || merged {
@@ -187,7 +194,14 @@ fn wishes<'a>(inputs: Inputs<'a>, target: &dyn Layout, assignments: &[Assignment
             float_zero_allowed: target.float_zero_allowed(),
         };
         let rotations = rotations.remove(&name);
-        let mask = masks.remove(&name).filter(|mask| !mask.alone).map(|mask| mask.settings);
+        let mut mask = masks.remove(&name).filter(|mask| !mask.alone);
+        if let Settings::Mask(settings) = &mut settings {
+            books.find(inputs.recipe, rule, &name, matrix.experts, settings)?;
+        }
+        if let Some(masks::Wanted { rule, settings, .. }) = &mut mask {
+            books.find(inputs.recipe, *rule, &name, matrix.experts, settings)?;
+        }
+        let mask = mask.map(|mask| mask.settings);
         let bias = name
             .strip_suffix(".weight")
             .is_some_and(|module| inputs.source.tensor(&format!("{module}.bias")).is_some());
@@ -398,7 +412,7 @@ fn keep_non_finite(
 }
 
 fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: &Options) -> Result<Plan> {
-    let Parts { mut encodes, mut merges, mut shared, fallbacks, mut notes, solve } = parts;
+    let Parts { mut encodes, mut merges, mut shared, fallbacks, mut notes, solve, books } = parts;
     let recipe = inputs.recipe;
     let checkpoint = inputs.source.checkpoint();
     let mut tensors: Vec<&LogicalTensor> = inputs.source.tensors().iter().collect();
@@ -483,6 +497,9 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
     let stored = checkpoint.tensors().len() + units.iter().map(|unit| unit.outputs.len()).sum::<usize>();
     let mut memory: MemoryPlan = memory::schedule(&units, target, stored, options)?;
     let mut resolved = recipe.resolved();
+    for (name, hash) in books.hashes() {
+        resolved["masks"][name] = hash.to_string().into();
+    }
     if let Some(solve) = &solve {
         memory.peak_bytes = memory.peak_bytes.max(solve.peak_bytes);
         memory.smallest_bytes = memory.smallest_bytes.max(solve.smallest_bytes);

@@ -90,6 +90,22 @@ pub enum PlanError {
         /// What does not go together.
         problem: &'static str,
     },
+    /// A file of masks cannot be read.
+    #[error("masks of `{path}`: {message}")]
+    MaskFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A file of masks lacks one.
+    #[error("`{path}` has no mask of `{tensor}`")]
+    NoMask {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
     /// Two output tensors would have one name.
     #[error("two tensors of the artifact would be named `{name}` (from `{first}` and `{second}`)")]
     NameTwice {
@@ -177,7 +193,11 @@ impl PlanError {
         match self {
             Self::Memory { .. } | Self::Disk { .. } => ExitCode::Environment,
             Self::FallbackDenied { .. } => ExitCode::Difference,
-            Self::Companion { .. } | Self::NoConfig { .. } | Self::NameTwice { .. } => ExitCode::Input,
+            Self::Companion { .. }
+            | Self::NoConfig { .. }
+            | Self::NameTwice { .. }
+            | Self::MaskFile { .. }
+            | Self::NoMask { .. } => ExitCode::Input,
             Self::NotAMatrix { .. }
             | Self::Setting { .. }
             | Self::LayoutCannot { .. }
@@ -206,6 +226,7 @@ impl PlanError {
                     .into()
             }
             Self::ScaledAfterRotation { .. } => "put the `rotate` rule after it".into(),
+            Self::NoMask { .. } => "`skip` the tensor, or give the masks of this model".into(),
             Self::Masked { .. } => "name the tensor in the `skip` of one of the two rules".into(),
             Self::NoConfig { .. } => "use layout `dense` or `bantam`, or add the model's config.json".into(),
             Self::Memory { smallest_bytes, threads, .. } if *threads > 1 => {

@@ -55,6 +55,14 @@ pub struct Recipe {
     source: error::Source,
 }
 
+impl Recipe {
+    /// A path as the recipe has it, relative to the working folder.
+    #[must_use]
+    pub fn beside(&self, written: &str) -> PathBuf {
+        read::tidy(&self.path.parent().unwrap_or(Path::new("")).join(written))
+    }
+}
+
 /// Paths as the recipe has them, for [`Recipe::resolved`].
 #[derive(Debug, Clone)]
 struct Written {

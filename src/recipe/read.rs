@@ -499,7 +499,7 @@ fn check_settings(reader: &mut Reader<'_>, rule: &PassRule) {
 }
 
 /// Takes `folder/..` out of a path where that changes nothing, so that messages stay readable.
-fn tidy(path: &Path) -> PathBuf {
+pub(super) fn tidy(path: &Path) -> PathBuf {
     use std::path::Component;
     let mut tidied = PathBuf::new();
     for component in path.components() {

@@ -12,7 +12,7 @@ use super::{Matrix, Moment, Parametrization, Real, WeightGradient, random::Strea
 pub const CANDIDATES: [[u8; 4]; 6] =
     [[1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]];
 /// Rows whose gradient one task takes; the weight's gradient is whole for this many.
-const BAND: usize = 64;
+pub(super) const BAND: usize = 64;
 
 /// How sharp the choice is, from the first step to the last, linearly.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,6 +21,8 @@ pub struct Sharpness {
     pub scale: [f64; 2],
     /// τ, what the noisy logits are divided by.
     pub temperature: [f64; 2],
+    /// What the Gumbel noise is multiplied by; 0 for a plain softmax.
+    pub noise: f64,
     /// λ of the penalty −λ (1 − progress) ‖W‖², which keeps large weights; 0 for none.
     pub regularisation: f64,
 }
@@ -28,7 +30,7 @@ pub struct Sharpness {
 impl Default for Sharpness {
     /// The authors' script.
     fn default() -> Self {
-        Self { scale: [1e2, 5e2], temperature: [4.0, 0.05], regularisation: 1e-5 }
+        Self { scale: [1e2, 5e2], temperature: [4.0, 0.05], noise: 1.0, regularisation: 1e-5 }
     }
 }
 
@@ -83,18 +85,38 @@ impl MaskLogits {
         logits.chunks_exact(6).flat_map(|quad| CANDIDATES[best(quad)].map(|keep| keep == 1)).collect()
     }
 
-    fn noise(&self, moment: Moment) -> Stream {
+    /// Outputs and inputs of the weights.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.rows, 4 * self.quads)
+    }
+
+    /// κ / τ.
+    pub(super) fn slope(&self, moment: Moment) -> f64 {
+        let progress = moment.progress();
+        between(self.sharpness.scale, progress) / between(self.sharpness.temperature, progress)
+    }
+
+    /// −λ (1 − progress).
+    pub(super) fn penalty_factor(&self, moment: Moment) -> f64 {
+        -self.sharpness.regularisation * (1.0 - moment.progress())
+    }
+
+    pub(super) fn noise(&self, moment: Moment) -> Stream {
         Stream::new(self.seed, &self.tensor, moment.step)
     }
 
     /// Probabilities of a quad's candidates.
-    fn probabilities<T: Real>(&self, logits: &[T], quad: usize, noise: Stream, moment: Moment) -> [T; 6] {
+    pub(super) fn probabilities<T: Real>(&self, logits: &[T], quad: usize, noise: Stream, moment: Moment) -> [T; 6] {
         let progress = moment.progress();
         let (scale, temperature) =
             (between(self.sharpness.scale, progress), between(self.sharpness.temperature, progress));
         let mut scores = [0.0; 6];
         for (at, (score, logit)) in scores.iter_mut().zip(&logits[quad * 6..]).enumerate() {
-            *score = (scale * logit.wide() + noise.gumbel((quad * 6 + at) as u64)) / temperature;
+            let drawn = match self.sharpness.noise {
+                0.0 => 0.0,
+                share => share * noise.gumbel((quad * 6 + at) as u64),
+            };
+            *score = (scale * logit.wide() + drawn) / temperature;
         }
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let shares = scores.map(|score| libm::exp(score - largest));
@@ -111,8 +133,7 @@ impl MaskLogits {
         moment: Moment,
         out: &mut [T],
     ) {
-        let (noise, progress) = (self.noise(moment), moment.progress());
-        let slope = T::of(between(self.sharpness.scale, progress) / between(self.sharpness.temperature, progress));
+        let (noise, slope) = (self.noise(moment), T::of(self.slope(moment)));
         out.par_chunks_mut((self.quads * 6).max(1)).enumerate().for_each(|(row, out)| {
             let (d, base) = (d.row(row), base.row(first_row + row));
             for (at, out) in out.chunks_exact_mut(6).enumerate() {
@@ -140,7 +161,7 @@ impl MaskLogits {
 
 impl<T: Real> Parametrization<T> for MaskLogits {
     fn shape(&self) -> (usize, usize) {
-        (self.rows, 4 * self.quads)
+        self.size()
     }
 
     fn parameters(&self) -> usize {
@@ -189,7 +210,7 @@ impl<T: Real> Parametrization<T> for MaskLogits {
 
     /// −λ (1 − progress) ‖W‖².
     fn penalty(&self, parameters: &[T], base: &Matrix<T>, moment: Moment, out: &mut [T]) -> f64 {
-        let factor = -self.sharpness.regularisation * (1.0 - moment.progress());
+        let factor = self.penalty_factor(moment);
         if factor == 0.0 {
             return 0.0;
         }

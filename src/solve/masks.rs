@@ -101,15 +101,17 @@ fn keep(
     let (rows, columns) = (weights.rows, weights.columns);
     let Some(factoring) = settings.factoring() else {
         let source = |source| SolveFailure::Codec { tensor: name.to_owned(), source };
-        let mask = mask::magnitude(&weights.values, rows, columns, settings.solve.pattern).map_err(source)?;
+        let mask = settings.unseen(&weights.values, rows, columns).map_err(source)?;
         let mut kept = weights.values.clone();
         mask.apply(&mut kept).map_err(source)?;
         return Ok(Kept { mask, weights: kept, report: gptq::Report::default(), damping: 0.0 });
     };
     let residual = (moments.residual.len() == weights.values.len()).then_some(&moments.residual[..]);
     let (factor, moments) = factors.of(moments, factoring, None, name)?;
-    let given = (&weights.values[..], rows);
-    let solution = mask::solve(factor, &view(moments), given, residual, None, &settings.solve)
+    let given = settings.given.as_ref().map(|given| given.mask(rows, columns, settings.solve.pattern)).transpose();
+    let given = given.map_err(|source| SolveFailure::Codec { tensor: name.to_owned(), source })?;
+    let weights = (&weights.values[..], rows);
+    let solution = mask::solve(factor, &view(moments), weights, residual, given.as_ref(), &settings.solve)
         .map_err(|source| SolveFailure::Matrix { tensor: name.to_owned(), source })?;
     let mask::Report { loss_magnitude, loss, target_loss_selected, target_loss, deviations, .. } = solution.report;
     let report = gptq::Report {

@@ -10,7 +10,7 @@ use crate::{
     Result,
     codec::{CodecError, CodedMatrix, Coding, Whole},
     forward::{BlockSpec, LinearSpec, Matrix, WeightSource},
-    passes::{Deviations, Settings, bitdelta},
+    passes::{Deviations, Settings, bitdelta, mask},
     plan::Encode,
     reverse::Weighted,
     solve::view::Transformed,
@@ -27,24 +27,51 @@ pub fn held<'e>(encodes: impl Iterator<Item = &'e Encode>) -> Held {
             held.parameters += scales.iter().product::<usize>() as u64;
             held.fixed_bytes += bitdelta::signs_bytes(delta, rows, columns);
         }
+        if let Settings::Mask(_) = &encode.settings {
+            held.parameters += mask::learned::parameters(rows, columns);
+        }
     }
     held
 }
 
+/// A masked matrix, and how its mask is learned.
+fn prior<'p>(
+    encode: &'p Encode,
+    coded: &'p CodedMatrix,
+    dense: &'p Matrix,
+) -> Option<(mask::Prior<'p>, &'p mask::Learning)> {
+    match (&encode.settings, &encode.choice.codec, coded) {
+        (Settings::Mask(settings), Coding::Whole(Whole::Sparse(sparse)), CodedMatrix::Whole(stored)) => {
+            let shape = (encode.matrix.rows, encode.matrix.columns);
+            Some((mask::Prior { sparse, stored, dense: &dense.values, shape }, settings.learning.as_ref()?))
+        }
+        _ => None,
+    }
+}
+
 /// What is trained of a matrix in codes.
-fn subject(encode: &Encode, coded: &CodedMatrix) -> Option<Subject<'static>> {
+fn subject(encode: &Encode, coded: &CodedMatrix, dense: &Matrix) -> Option<Subject<'static>> {
+    let tensor = encode.matrix.name.clone();
+    if let Some((prior, learning)) = prior(encode, coded, dense) {
+        let (parametrization, start) = prior.parametrization(learning, &tensor, encode.pass_matrix.seed).ok()?;
+        return Some(Subject { tensor, parametrization, start });
+    }
     match (&encode.settings, &encode.choice.codec, coded) {
         (Settings::BitDelta(_), Coding::Whole(Whole::Delta(delta)), CodedMatrix::Whole(stored)) => {
             let (rows, columns) = (encode.matrix.rows, encode.matrix.columns);
             let (parametrization, start) = bitdelta::parametrization(delta, rows, columns, stored)?;
-            Some(Subject { tensor: encode.matrix.name.clone(), parametrization, start })
+            Some(Subject { tensor, parametrization, start })
         }
         _ => None,
     }
 }
 
 /// The codes of trained parameters.
-fn codes(encode: &Encode, coded: &CodedMatrix, parameters: &[f32]) -> Option<CodedMatrix> {
+fn codes(encode: &Encode, coded: &CodedMatrix, dense: &Matrix, parameters: &[f32]) -> Option<CodedMatrix> {
+    if let Some((prior, learning)) = prior(encode, coded, dense) {
+        let stored = prior.store(learning, &encode.matrix.name, encode.pass_matrix.seed, parameters);
+        return stored.ok().map(CodedMatrix::Whole);
+    }
     match (&encode.settings, coded) {
         (Settings::BitDelta(_), CodedMatrix::Whole(stored)) => {
             Some(CodedMatrix::Whole(bitdelta::store(stored, parameters)))
@@ -65,12 +92,14 @@ impl<'a> Worker<'a> {
             .filter_map(|linear| Some((linear, self.encodes.get(linear.weight.as_str()).copied()?)))
             .filter(|(_, encode)| encode.settings.training().is_some())
             .collect();
+        let transforms = self.transforms.clone();
+        let student = Transformed { inner: job.source, transforms: &transforms, clipped: true };
         let mut subjects = Vec::with_capacity(trained.len());
         for (linear, encode) in &trained {
             let (coded, _) = self.untrained(linear, encode)?;
-            subjects.push(subject(encode, &coded).ok_or_else(|| unknown(&linear.weight))?);
+            let dense = linear.read_weight(&student)?;
+            subjects.push(subject(encode, &coded, &dense).ok_or_else(|| unknown(&linear.weight))?);
         }
-        let student = Transformed { inner: job.source, transforms: &self.transforms, clipped: true };
         let bases: &dyn WeightSource = match job.checkpoint.base() {
             Some(base) => base,
             None => &student,
@@ -91,7 +120,8 @@ impl<'a> Worker<'a> {
         })?;
         for ((linear, encode), parameters) in trained.iter().zip(&outcome.parameters) {
             let (coded, deviations) = self.untrained(linear, encode)?;
-            let coded = codes(encode, &coded, parameters).ok_or_else(|| unknown(&linear.weight))?;
+            let dense = linear.read_weight(&student)?;
+            let coded = codes(encode, &coded, &dense, parameters).ok_or_else(|| unknown(&linear.weight))?;
             self.solutions.keep_trained(&linear.weight, &coded, &deviations)?;
         }
         self.solutions.append(Line::Training { report: outcome.report })?;

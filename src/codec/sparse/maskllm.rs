@@ -50,6 +50,12 @@ impl<'a> MaskFile<'a> {
         self.archive.names().filter_map(|name| name.strip_suffix(SUFFIX))
     }
 
+    /// Whether a parameter has a mask.
+    #[must_use]
+    pub fn has(&self, parameter: &str) -> bool {
+        self.archive.has(&format!("{parameter}{SUFFIX}"))
+    }
+
     /// The mask of a parameter of this shape.
     ///
     /// # Errors
@@ -62,14 +68,40 @@ impl<'a> MaskFile<'a> {
     }
 }
 
+/// Writes masks one after the other.
+pub struct MaskWriter<W: Write>(Writer<W>);
+
+impl<W: Write> MaskWriter<W> {
+    /// A file without masks.
+    pub fn new(out: W) -> Self {
+        Self(Writer::new(out))
+    }
+
+    /// Adds the mask of a parameter.
+    ///
+    /// # Errors
+    /// [`NpzError::Write`]; [`NpzError::Entry`] for too large a mask or too long a name.
+    pub fn add(&mut self, parameter: &str, mask: &Mask) -> Result<(), NpzError> {
+        self.0.add(&format!("{parameter}{SUFFIX}"), &pack(mask))
+    }
+
+    /// Ends the file; returns what was written to.
+    ///
+    /// # Errors
+    /// [`NpzError::Write`].
+    pub fn finish(self) -> Result<W, NpzError> {
+        self.0.finish()
+    }
+}
+
 /// Writes masks by their parameters' names; returns what was written to.
 ///
 /// # Errors
-/// [`NpzError::Write`].
+/// As [`MaskWriter::add`].
 pub fn write<'m, W: Write>(out: W, masks: impl IntoIterator<Item = (&'m str, &'m Mask)>) -> Result<W, NpzError> {
-    let mut writer = Writer::new(out);
+    let mut writer = MaskWriter::new(out);
     for (parameter, mask) in masks {
-        writer.add(&format!("{parameter}{SUFFIX}"), &pack(mask))?;
+        writer.add(parameter, mask)?;
     }
     writer.finish()
 }

@@ -183,6 +183,11 @@ impl<'a> Archive<'a> {
         if crc.sum() == entry.crc { Ok(bytes) } else { Err(refused("is damaged: its CRC-32 is another one")) }
     }
 
+    /// Whether there is an entry of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
     /// The bytes of an entry that is a one-dimensional array of `count` bytes.
     ///
     /// # Errors

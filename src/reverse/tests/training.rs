@@ -10,14 +10,15 @@ use crate::{
     forward::{Limits, Model},
     passes::bitdelta::{self, Share, Signs},
     reverse::{
-        AdamWSettings, Budget, Decay, Loss, MaskLogits, Moment, Objective, Parametrization, PerMatrixScale,
-        PerRowScale, Real, ReverseError, Schedule, Sharpness, Trained, Training, TrainingState, Weighted,
+        AdamWSettings, Budget, Decay, Loss, MaskLogits, MaskedWeights, Moment, Objective, Parametrization,
+        PerMatrixScale, PerRowScale, Real, ReverseError, Schedule, Sharpness, Trained, Training, TrainingState,
+        Weighted,
     },
 };
 
 const LENGTH: usize = 8;
 /// Neither saturated nor flat at these sizes.
-const SOFT: Sharpness = Sharpness { scale: [1.0, 2.0], temperature: [2.0, 0.5], regularisation: 0.02 };
+const SOFT: Sharpness = Sharpness { scale: [1.0, 2.0], temperature: [2.0, 0.5], noise: 1.0, regularisation: 0.02 };
 
 fn sequences(count: usize) -> Vec<Vec<u32>> {
     let mut noise = Noise::new("tokens");
@@ -68,13 +69,15 @@ fn gradients_of_every_parametrization_agree_with_differences() {
                 Signs::of(rows, columns, &values)
             };
             let planes = vec![signs(&mut noise), signs(&mut noise)];
+            let masks = || MaskLogits::new(rows, columns, &linear.weight, 3, SOFT).unwrap();
             let parametrization: Box<dyn Parametrization<f64>> = match at % 4 {
                 0 => Box::new(PerMatrixScale { planes }),
                 1 => Box::new(PerRowScale { planes }),
-                2 => Box::new(MaskLogits::new(rows, columns, &linear.weight, 3, SOFT).unwrap()),
+                2 => Box::new(masks()),
+                _ if at % 8 == 3 => Box::new(MaskedWeights::new(masks(), 0.25)),
                 _ => continue,
             };
-            let scale = if at % 4 == 2 { 1.0 } else { 0.1 };
+            let scale = if at % 4 >= 2 { 1.0 } else { 0.1 };
             parameters.push(noise.values(parametrization.parameters(), scale));
             trained.push(Trained { tensor: linear.weight.clone(), parametrization });
         }
@@ -225,7 +228,7 @@ fn a_training_that_is_stopped_goes_on_to_the_same_bytes() {
 fn masks_are_learned() {
     let (model, base, _) = fine_tuned("llama");
     let weighted = Weighted { model: &model, source: &base };
-    let sharpness = Sharpness { scale: [20.0, 100.0], temperature: [2.0, 0.05], regularisation: 0.0 };
+    let sharpness = Sharpness { scale: [20.0, 100.0], temperature: [2.0, 0.05], noise: 1.0, regularisation: 0.0 };
     let (mut trained, mut parameters): (Vec<Trained<'_, f32>>, Vec<Vec<f32>>) = (Vec::new(), Vec::new());
     for linear in model.blocks.iter().flat_map(crate::forward::BlockSpec::linears) {
         let masks = MaskLogits::new(linear.rows, linear.columns, &linear.weight, 5, sharpness).unwrap();
