@@ -36,6 +36,9 @@ binary, work, rounds, jobs = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.arg
 def timed(f):
     start = time.perf_counter(); f(); return time.perf_counter() - start
 
+def processor():
+    return sum(os.times()[:4])
+
 def measured(command):
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -68,17 +71,17 @@ class Job:
             os.fsync(file.fileno())
 
     def round(self):
-        base = timed(self.baseline); os.remove(f"{work}/copy"); os.sync()
+        before = processor(); base = timed(self.baseline); floor = processor() - before; os.remove(f"{work}/copy"); os.sync()
         seconds, peak, cpu = measured([binary, "run", "--quiet", *self.arguments])
         shutil.rmtree(self.out); os.sync()
-        self.rounds.append((base, seconds, peak, cpu, seconds / base))
-        print(f"{self.name}: cat + write + sync {base:.2f} s   bantam run {seconds:.2f} s ({cpu:.2f} s of processor)   ratio {seconds / base:.2f}   peak {peak / 1e6:.0f} MB", flush=True)
+        self.rounds.append((base, seconds, peak, cpu, seconds / base, floor))
+        print(f"{self.name}: cat + write + sync {base:.2f} s ({floor:.2f} s of processor)   bantam run {seconds:.2f} s ({cpu:.2f} s of processor)   ratio {seconds / base:.2f}   peak {peak / 1e6:.0f} MB", flush=True)
 
     def report(self):
-        base, seconds, peak, cpu, ratio = zip(*self.rounds)
+        base, seconds, peak, cpu, ratio, floor = zip(*self.rounds)
         inputs = sum(os.path.getsize(f"{model}/{name}") for model in self.models for name in os.listdir(model) if name.endswith(".safetensors"))
         print(f"{self.name}: input {inputs / 1e9:.3f} GB, artifact {self.size / 1e9:.3f} GB, plan {min(self.plans) * 1e3:.0f} ms (median {statistics.median(self.plans) * 1e3:.0f})")
-        print(f"{self.name}: median ratio {statistics.median(ratio):.2f} (best {min(ratio):.2f}, worst {max(ratio):.2f}); ratio of medians {statistics.median(seconds) / statistics.median(base):.2f}, of the best {min(seconds) / min(base):.2f}; processor {statistics.median(cpu):.2f} s; peak {max(peak) / 1e6:.0f} MB, planned {self.plan['peak_memory_bytes'] / 1e6:.0f} MB")
+        print(f"{self.name}: median ratio {statistics.median(ratio):.2f} (best {min(ratio):.2f}, worst {max(ratio):.2f}); ratio of medians {statistics.median(seconds) / statistics.median(base):.2f}, of the best {min(seconds) / min(base):.2f}; processor {statistics.median(cpu):.2f} s (floor {statistics.median(floor):.2f} s); peak {max(peak) / 1e6:.0f} MB, planned {self.plan['peak_memory_bytes'] / 1e6:.0f} MB")
 
 jobs = [Job(name) for name in jobs]
 for model in {model for job in jobs for model in job.models}:

@@ -43,7 +43,7 @@ pub(super) fn encode(
             if !selectable || sparse.pattern() != Pattern::TWO_OF_FOUR || dtype != encode.matrix.dense_dtype {
                 return Ok(None);
             }
-            let stored = Rows { dtype, bytes, rows, columns };
+            let stored = Plain { dtype, bytes, rows, columns };
             Ok(masked(&stored, *sparse, expert, context.layout.masked_form()))
         }
         (Settings::BitDelta(_), Coding::Whole(Whole::Delta(delta)))
@@ -59,7 +59,7 @@ pub(super) fn encode(
 }
 
 /// Rows as they are stored.
-struct Rows<'a> {
+struct Plain<'a> {
     dtype: Dtype,
     bytes: &'a [u8],
     rows: usize,
@@ -92,8 +92,8 @@ impl Scratch {
 }
 
 /// 2:4 by magnitude in the form that a layout stores; `None` where a weight is not finite.
-fn masked(source: &Rows<'_>, sparse: Sparse, expert: usize, form: MaskedForm) -> Option<Stripe> {
-    let Rows { dtype, bytes, rows, columns } = *source;
+fn masked(source: &Plain<'_>, sparse: Sparse, expert: usize, form: MaskedForm) -> Option<Stripe> {
+    let Plain { dtype, bytes, rows, columns } = *source;
     let element = bits_of(dtype) / 8;
     let scratch = Scratch::new(columns, element);
     let (first_bytes, second_bytes) = match form {
@@ -229,7 +229,7 @@ mod tests {
             [(1, 4, Dtype::BF16), (70, 36, Dtype::F16), (33, 260, Dtype::F32), (5, 7, Dtype::BF16)]
         {
             let (bytes, weights) = stored(rows, columns, 1, dtype);
-            let source = Rows { dtype, bytes: &bytes, rows, columns };
+            let source = Plain { dtype, bytes: &bytes, rows, columns };
             let sparse = Sparse { keep: 2, of: 4, dtype };
             let found = mask::magnitude(&weights, rows, columns, Pattern::TWO_OF_FOUR).unwrap();
             let expected = sparse.encode(&weights, &found).unwrap();
@@ -277,7 +277,7 @@ mod tests {
     fn what_is_no_number_is_left_to_others() {
         let (mut bytes, _) = stored(40, 8, 1, Dtype::F32);
         bytes[35 * 32..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
-        let source = Rows { dtype: Dtype::F32, bytes: &bytes, rows: 40, columns: 8 };
+        let source = Plain { dtype: Dtype::F32, bytes: &bytes, rows: 40, columns: 8 };
         let sparse = Sparse { keep: 2, of: 4, dtype: Dtype::F32 };
         assert!(masked(&source, sparse, 0, MaskedForm::Bits).is_none());
         let source = DenseRows::new(Dtype::F32, &bytes, 40, 8).unwrap();
