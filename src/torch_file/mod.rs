@@ -16,8 +16,8 @@ use crate::{
     codec::sparse::npz::{Archive, NpzError},
 };
 
-/// Bytes of the longest pickle that is read: names and shapes of some hundred thousand tensors.
-const LONGEST_PICKLE: usize = 64 << 20;
+/// Bytes of the longest pickle that is read: names and shapes of a hundred thousand tensors.
+const LONGEST_PICKLE: usize = 16 << 20;
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
