@@ -243,7 +243,7 @@ fn a_sparse_delta_and_its_base_give_the_masked_model_back() {
             let kept = masked(&change(after, before), among, density, outliers);
             for ((value, before), kept) in values.iter().zip(before).zip(&kept) {
                 // BF16 differences carry half a unit of their own.
-                let own = if values_bits == 16 { kept.abs() / 512.0 } else { 0.0 };
+                let own = if values_bits == 16 { kept.abs() / 255.0 } else { 0.0 };
                 let exact = f64::from(*before) + f64::from(scale) * kept;
                 assert!(
                     (f64::from(*value) - exact).abs() <= exact.abs() / 255.0 + own + 1e-7,

@@ -361,8 +361,10 @@ fn what_does_not_fit_the_base_is_named() {
     refused(&|diff| diff.get_mut(&format!("{DOWN}.coeff")).unwrap().2.clone_from(&nan), "one finite number");
     refused(
         &|diff| {
-            let tensor = diff.remove(&mask).unwrap();
-            diff.insert("model.layers.7.mlp.down_proj.mask".to_owned(), tensor);
+            for part in ["mask", "coeff"] {
+                let tensor = diff.remove(&format!("{DOWN}.{part}")).unwrap();
+                diff.insert(format!("model.layers.7.mlp.down_proj.{part}"), tensor);
+            }
         },
         "the base has no `model.layers.7.mlp.down_proj.weight`",
     );
@@ -466,6 +468,8 @@ fn malformed_pickles_are_refused() {
     ] {
         refused(&with_pickle(&pickle), expected);
     }
+    let tall = [b"\x80\x02".to_vec(), vec![b')'; 1 << 17]].concat();
+    refused(&with_pickle(&tall), "more on the stack");
     let twice = [
         b"\x80\x02}(".to_vec(),
         text("v"),

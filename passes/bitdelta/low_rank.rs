@@ -69,7 +69,9 @@ impl Wide {
             }
             let left = dot(column, column).sqrt();
             let factor = if left > 1e-12 * length && left > 0.0 { 1.0 / left } else { 0.0 };
-            column.iter_mut().for_each(|value| *value *= factor);
+            for value in column.iter_mut() {
+                *value *= factor;
+            }
         }
         for (at, column) in columns.iter().enumerate() {
             for (row, value) in column.iter().enumerate() {

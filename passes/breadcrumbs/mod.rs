@@ -1,8 +1,8 @@
 //! Model Breadcrumbs: what fine-tunings changed, without the largest and the small changes.
 //!
 //! Davari and Belilovsky, "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks" (arXiv 2312.06795, §3). Of
-//! a difference τ = W_tuned − W_base the largest magnitudes (outliers) and the small ones are masked out; what is left is
-//! scaled, and added to the base: W = W_base + α Σ_t m_t ∘ τ_t over several fine-tunes, or kept as a sparse difference of
+//! a difference `τ = W_tuned − W_base` the largest magnitudes (outliers) and the small ones are masked out; what is left is
+//! scaled, and added to the base: `W = W_base + α Σ_t m_t ∘ τ_t` over several fine-tunes, or kept as a sparse difference of
 //! one. How many values are kept follows from the shape alone.
 
 mod settings;

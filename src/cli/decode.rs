@@ -1,6 +1,6 @@
 //! `bantam decode`: a compressed model becomes dense safetensors.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ struct Report<'a> {
 }
 
 /// A file of BitDelta's as an artifact, in a folder beside the target that goes when it is decoded.
-fn import(arguments: &DecodeArguments, base: &PathBuf) -> Result<tempfile::TempDir, anyhow::Error> {
+fn import(arguments: &DecodeArguments, base: &Path) -> Result<tempfile::TempDir, anyhow::Error> {
     let parent = arguments.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = tempfile::Builder::new().prefix(".bantam-import-").tempdir_in(parent);
     let folder = folder.map_err(|error| CliError::Environment {

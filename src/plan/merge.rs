@@ -72,17 +72,14 @@ pub(super) fn merges(
             });
             continue;
         }
-        let merge = match masks.get(tensor.name.as_str()) {
-            Some(mask) => {
-                masked += 1;
-                of_matrix(inputs, tensor, *mask)?
-            }
-            None => {
-                whole += 1;
-                let columns = tensor.shape.last().copied().unwrap_or(1);
-                let (rows, scale) = (weights / columns, of_rule.scale);
-                Merge { mask: None, scale, rows, columns, stack: 1, transposed: false }
-            }
+        let merge = if let Some(mask) = masks.get(tensor.name.as_str()) {
+            masked += 1;
+            of_matrix(inputs, tensor, *mask)?
+        } else {
+            whole += 1;
+            let columns = tensor.shape.last().copied().unwrap_or(1);
+            let (rows, scale) = (weights / columns, of_rule.scale);
+            Merge { mask: None, scale, rows, columns, stack: 1, transposed: false }
         };
         merges.insert(tensor.name.clone(), merge);
     }
@@ -96,12 +93,9 @@ pub(super) fn merges(
 
 fn of_matrix(inputs: Inputs<'_>, tensor: &LogicalTensor, mask: breadcrumbs::Settings) -> Result<Merge, PlanError> {
     let mapped = inputs.model.tensor(&tensor.name).and_then(|mapped| mapped.matrix.clone());
-    let view = mapped.unwrap_or_else(|| match tensor.shape.len() {
-        2 => matrix_by_shape(&tensor.shape),
-        _ => {
-            let columns = tensor.shape.last().copied().unwrap_or(1);
-            matrix_by_shape(&[tensor.shape.iter().product::<usize>() / columns.max(1), columns])
-        }
+    let view = mapped.unwrap_or_else(|| {
+        let columns = tensor.shape.last().copied().unwrap_or(1);
+        matrix_by_shape(&[tensor.shape.iter().product::<usize>() / columns.max(1), columns])
     });
     let among = match mask.ranking {
         crate::codec::Share::Row => view.columns,

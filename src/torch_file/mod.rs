@@ -16,8 +16,8 @@ use crate::{
     codec::sparse::npz::{Archive, NpzError},
 };
 
-/// Bytes of the longest pickle that is read: names and shapes of some hundred thousand tensors.
-const LONGEST_PICKLE: usize = 64 << 20;
+/// Bytes of the longest pickle that is read: names and shapes of a hundred thousand tensors.
+const LONGEST_PICKLE: usize = 16 << 20;
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -82,13 +82,12 @@ pub fn read(bytes: &[u8]) -> Result<BTreeMap<String, TorchTensor<'_>>, TorchFile
     let mut storages: BTreeMap<String, &[u8]> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
     for (name, tensor) in pickle::tensors(pickle)? {
-        let storage = match storages.get(&tensor.key) {
-            Some(storage) => *storage,
-            None => {
-                let storage = archive.stored(&entry(&format!("data/{}", tensor.key)))?;
-                storages.insert(tensor.key.clone(), storage);
-                storage
-            }
+        let storage = if let Some(storage) = storages.get(&tensor.key) {
+            *storage
+        } else {
+            let storage = archive.stored(&entry(&format!("data/{}", tensor.key)))?;
+            storages.insert(tensor.key.clone(), storage);
+            storage
         };
         match within(&tensor, storage) {
             Ok(bytes) => {

@@ -10,6 +10,10 @@ use crate::checkpoint::Dtype;
 
 /// Deepest nesting of tuples: arguments that hold shapes.
 const DEEPEST: usize = 4;
+/// Most values on the stack: Python fills dictionaries a thousand entries at a time.
+const TALLEST: usize = 1 << 16;
+/// Most values that are remembered: some for each of a hundred thousand tensors.
+const MOST_REMEMBERED: usize = 1 << 21;
 
 /// Why a pickle is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -123,6 +127,9 @@ pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, Stored)>, PickleErro
         if let Some(result) = machine.step()? {
             break result;
         }
+        if machine.stack.len() + machine.marks.len() > TALLEST {
+            return Err(PickleError::Malformed { problem: "more on the stack than is read", at: machine.at });
+        }
     };
     let malformed = |problem| PickleError::Malformed { problem, at: machine.at };
     if machine.at != pickle.len() {
@@ -223,7 +230,7 @@ impl<'a> Machine<'a> {
     fn put(&mut self, index: u64) -> Result<(), PickleError> {
         let Some(value) = self.stack.last().cloned() else { return self.malformed("nothing to remember") };
         self.memo.insert(index as u32, value);
-        Ok(())
+        if self.memo.len() > MOST_REMEMBERED { self.malformed("more is remembered than is read") } else { Ok(()) }
     }
 
     fn get(&mut self, index: u64) -> Result<(), PickleError> {

@@ -52,12 +52,12 @@ pub(super) fn merge(
             None => Ok(values),
         }
     };
-    let base = read(sources.base.as_ref()).map_err(|error| other(unit, "the base", error))?;
+    let base = read(sources.base.as_ref()).map_err(|error| other(unit, "the base", &error))?;
     let mut sum = vec![0.0; base.len()];
     for (index, source) in sources.models.iter().enumerate() {
         let mut change = read(source.as_ref()).map_err(|error| match index {
             0 => failed(error),
-            _ => other(unit, &format!("model {}", index + 1), error),
+            _ => other(unit, &format!("model {}", index + 1), &error),
         })?;
         for (value, base) in change.iter_mut().zip(&base) {
             *value -= base;
@@ -88,7 +88,7 @@ pub(super) fn merge(
 }
 
 /// An error in another checkpoint than the source.
-fn other(unit: &Unit, who: &str, error: CodecError) -> crate::Error {
+fn other(unit: &Unit, who: &str, error: &CodecError) -> crate::Error {
     let problem = format!("as {who} has them: {error}");
     RunError::Codec { tensor: unit.name.clone(), source: CodecError::Stored { what: "weights", problem } }.into()
 }
