@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+#[path = "delta/distilled.rs"]
+mod distilled;
 
 use std::{
     collections::BTreeMap,

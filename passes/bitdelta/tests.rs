@@ -1,5 +1,5 @@
-use super::{Plane, Share, Signs, decompose, scales};
-use crate::forward::Matrix;
+use super::{Plane, Share, Signs, decompose, pack, parametrization, scales, solve::descend, store};
+use crate::{codec::Delta, forward::Matrix, reverse::Moment};
 
 /// Standard normal numbers by Box and Muller, seeded.
 fn normal(rows: usize, columns: usize, seed: u64) -> Matrix {
@@ -154,4 +154,92 @@ fn words_hold_columns_from_the_lowest_bit() {
     let mut row = [0_i8; 35];
     signs.fill(0, 1, -1, &mut row);
     assert!(row.iter().enumerate().all(|(column, sign)| (*sign == 1) == signs.is_positive(0, column)));
+}
+
+/// H as factors have it: single precision and damped.
+fn damped(hessian: &[f64], columns: usize) -> (Vec<f64>, Vec<f32>) {
+    let mut wide = hessian.to_vec();
+    (0..columns).for_each(|at| wide[at * columns + at] += 0.1);
+    let single: Vec<f32> = wide.iter().map(|moment| *moment as f32).collect();
+    (single.iter().map(|moment| f64::from(*moment)).collect(), single)
+}
+
+#[test]
+fn with_nothing_known_of_the_input_signs_and_scales_are_those_of_the_difference() {
+    let (rows, columns) = (67, 40);
+    let difference = normal(rows, columns, 10);
+    let mut identity = vec![0.0_f32; columns * columns];
+    (0..columns).for_each(|at| identity[at * columns + at] = 3.0);
+    for share in [Share::Matrix, Share::Row] {
+        let plain = decompose(difference.clone(), 1, share, None);
+        let found = descend(&difference, &identity, 1, share, 5);
+        assert_eq!(found[0].signs, plain[0].signs);
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5 * b.abs();
+        assert!(found[0].scales.iter().zip(&plain[0].scales).all(close), "{share:?}");
+    }
+}
+
+#[test]
+fn no_single_sign_and_no_scale_can_be_better() {
+    let (rows, columns) = (70, 33);
+    let difference = normal(rows, columns, 11);
+    let (hessian, single) = damped(&hessian(columns), columns);
+    for (planes, share) in [(1, Share::Row), (1, Share::Matrix), (2, Share::Row), (3, Share::Row)] {
+        let found = descend(&difference, &single, planes, share, 50);
+        let greedy = decompose(difference.clone(), planes, share, Some(&hessian));
+        let all = output_error(&rest(&difference, &found), &hessian, 0..rows);
+        let before = output_error(&rest(&difference, &greedy), &hessian, 0..rows);
+        assert!(all < 0.9 * before, "{planes} {share:?}: {all} of {before}");
+        for row in [0, 41, 69] {
+            let error = |planes: &[Plane]| output_error(&rest(&difference, planes), &hessian, row..row + 1);
+            let least = error(&found);
+            for plane in 0..planes {
+                for column in 0..columns {
+                    let mut other = found.clone();
+                    let sign = |at: usize| found[plane].signs.is_positive(at / columns, at % columns);
+                    let flipped = (0..rows * columns).map(|at| sign(at) != (at == row * columns + column));
+                    let values: Vec<f32> = flipped.map(|positive| if positive { 1.0 } else { -1.0 }).collect();
+                    other[plane].signs = Signs::of(rows, columns, &values);
+                    assert!(error(&other) >= least * (1.0 - 1e-5), "{planes} {share:?} {row} {plane} {column}");
+                }
+            }
+        }
+        // The residual is orthogonal to every plane's signs under H, in each row or in all rows together.
+        let left = rest(&difference, &found);
+        for (plane, Plane { signs, scales }) in found.iter().enumerate() {
+            let products: Vec<f64> = (0..rows)
+                .map(|row| {
+                    let sign = |column| if signs.is_positive(row, column) { 1.0 } else { -1.0 };
+                    let along = |i: usize| (0..columns).map(|j| hessian[i * columns + j] * sign(j)).sum::<f64>();
+                    (0..columns).map(|i| f64::from(left.row(row)[i]) * along(i)).sum()
+                })
+                .collect();
+            let scale = before / f64::from(scales[0]).abs();
+            match share {
+                Share::Row => assert!(products.iter().all(|sum| sum.abs() < 1e-4 * scale), "{planes} {plane}"),
+                Share::Matrix => assert!(products.iter().sum::<f64>().abs() < 1e-4 * scale, "{planes} {plane}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn trained_scales_are_stored_and_read_back() {
+    let difference = normal(7, 43, 12);
+    for share in [Share::Matrix, Share::Row] {
+        let delta = Delta { planes: 2, share };
+        let stored = pack(&decompose(difference.clone(), 2, share, None));
+        let (made, start) = parametrization(&delta, 7, 43, &stored).unwrap();
+        assert_eq!((made.shape(), made.parameters()), ((7, 43), start.len()));
+        // In units of the mean: one step of a rate moves all scales by the same share.
+        assert!((start.iter().sum::<f32>() / start.len() as f32 - 1.0).abs() < 1e-5);
+        let decoded =
+            |stored: &[Vec<u8>]| delta.decode(7, 43, &stored.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close(&decoded(&store(&stored, &start)), &decoded(&stored)));
+        let moved: Vec<f32> = start.iter().enumerate().map(|(at, value)| value * (0.5 + at as f32)).collect();
+        let weight = made.weight(&moved, Matrix::zeros(7, 43).into(), Moment::default());
+        assert!(close(&weight.values, &decoded(&store(&stored, &moved))));
+        assert!(parametrization(&delta, 7, 50, &stored).is_none());
+    }
 }

@@ -27,7 +27,7 @@ mod scales;
 mod schedule;
 mod spill;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod train;
 mod training_state;
 mod units;

@@ -1,5 +1,5 @@
 mod blocks;
 mod differences;
 mod heads;
-mod models;
+pub(crate) mod models;
 mod training;

@@ -7,35 +7,35 @@ use serde_json::{Value, json};
 use crate::forward::{ForwardError, Model, WeightSource};
 
 /// Uniform numbers from −1 to 1, seeded.
-pub(super) struct Noise(u64);
+pub(crate) struct Noise(u64);
 
 impl Noise {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self(
             name.bytes()
                 .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)),
         )
     }
 
-    pub(super) fn next(&mut self) -> f64 {
+    pub(crate) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let bits = (self.0 ^ (self.0 >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 11;
         bits as f64 / (1_u64 << 52) as f64 - 1.0
     }
 
     /// A whole number below `count`.
-    pub(super) fn below(&mut self, count: usize) -> usize {
+    pub(crate) fn below(&mut self, count: usize) -> usize {
         (self.next().abs() * count as f64) as usize % count
     }
 
-    pub(super) fn values(&mut self, count: usize, scale: f64) -> Vec<f64> {
+    pub(crate) fn values(&mut self, count: usize, scale: f64) -> Vec<f64> {
         (0..count).map(|_| self.next() * scale).collect()
     }
 }
 
 /// Weights in memory.
 #[derive(Clone, Default)]
-pub(super) struct Memory(pub(super) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
+pub(crate) struct Memory(pub(crate) BTreeMap<String, (Vec<usize>, Vec<f32>)>);
 
 impl WeightSource for Memory {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
@@ -80,9 +80,9 @@ impl Memory {
     }
 }
 
-pub(super) const HIDDEN: usize = 16;
-pub(super) const VOCABULARY: usize = 40;
-pub(super) const BLOCKS: usize = 2;
+pub(crate) const HIDDEN: usize = 16;
+pub(crate) const VOCABULARY: usize = 40;
+pub(crate) const BLOCKS: usize = 2;
 const INNER: usize = 24;
 
 /// Every architecture with a reverse pass, and variants that reach what no architecture of theirs has.
@@ -102,7 +102,7 @@ pub(super) const KINDS: [&str; 12] = [
 ];
 
 /// A model of `kind` and its weights.
-pub(super) fn model(kind: &str) -> (Model, Memory) {
+pub(crate) fn model(kind: &str) -> (Model, Memory) {
     let (config, memory) = match kind {
         "opt" | "opt-post-norm" => opt(kind == "opt"),
         "gpt2" => gpt2(),

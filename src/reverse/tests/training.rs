@@ -10,7 +10,7 @@ use crate::{
     forward::{Limits, Model},
     passes::bitdelta::{self, Share, Signs},
     reverse::{
-        AdamWSettings, Budget, Decay, Loss, MaskLogits, MaskedWeights, Moment, Objective, Parametrization,
+        AdamWSettings, Budget, Decay, InUnits, Loss, MaskLogits, MaskedWeights, Moment, Objective, Parametrization,
         PerMatrixScale, PerRowScale, Real, ReverseError, Schedule, Sharpness, Trained, Training, TrainingState,
         Weighted,
     },
@@ -71,7 +71,7 @@ fn gradients_of_every_parametrization_agree_with_differences() {
             let planes = vec![signs(&mut noise), signs(&mut noise)];
             let masks = || MaskLogits::new(rows, columns, &linear.weight, 3, SOFT).unwrap();
             let parametrization: Box<dyn Parametrization<f64>> = match at % 4 {
-                0 => Box::new(PerMatrixScale { planes }),
+                0 => Box::new(InUnits { inner: PerMatrixScale { planes }, unit: 0.4 }),
                 1 => Box::new(PerRowScale { planes }),
                 2 => Box::new(masks()),
                 _ if at % 8 == 3 => Box::new(MaskedWeights::new(masks(), 0.25)),
