@@ -83,9 +83,12 @@ pub(super) fn merges(
         };
         merges.insert(tensor.name.clone(), merge);
     }
-    let models = 1 + inputs.source.merged().len();
+    let models = match inputs.source.merged().len() {
+        0 => "one model".to_owned(),
+        others => format!("{} models", 1 + others),
+    };
     notes.push(format!(
-        "{masked} tensors of {models} models are merged with their changes masked, {whole} with all of them (norms, biases, \
+        "{masked} tensors of {models} are merged with their changes masked, {whole} with all of them (norms, biases, \
          and what the rules leave out)"
     ));
     Ok(merges)
