@@ -370,7 +370,7 @@ fn what_cannot_be_masked_is_refused() {
 fn settings_are_typed() {
     let parse = |text: &str| Settings::parse(&text.parse().unwrap());
     let settings = parse("").unwrap();
-    assert_eq!(settings.solve, MaskOptions::default());
+    assert_eq!(settings, Settings { solve: MaskOptions::default(), masks: None, given: None, learning: None });
     assert!(settings.needs_calibration());
     let settings = parse("criterion = 'magnitude'\nkeep = 4\nof = 8").unwrap();
     assert_eq!(settings.solve.pattern, Pattern { keep: 4, of: 8 });
