@@ -142,6 +142,9 @@ pub fn parameters(rows: usize, columns: usize) -> u64 {
     (rows * columns / 4 * 6 + rows * columns) as u64
 }
 
+/// What is trained of a matrix, and the parameters that it starts from.
+pub type Start = (Box<dyn Parametrization<f32>>, Vec<f32>);
+
 /// A matrix as [`Sparse`] stores it.
 #[derive(Debug, Clone, Copy)]
 pub struct Prior<'a> {
@@ -180,12 +183,7 @@ impl Prior<'_> {
     ///
     /// # Errors
     /// [`CodecError`] when what is stored is not of this format, or of another pattern than 2:4.
-    pub fn parametrization(
-        &self,
-        learning: &Learning,
-        name: &str,
-        seed: u64,
-    ) -> Result<(Box<dyn Parametrization<f32>>, Vec<f32>), CodecError> {
+    pub fn parametrization(&self, learning: &Learning, name: &str, seed: u64) -> Result<Start, CodecError> {
         let (rows, columns) = self.shape;
         let parts: Vec<&[u8]> = self.stored.iter().map(Vec::as_slice).collect();
         let weights = self.sparse.decode(rows, columns, &parts)?;

@@ -126,7 +126,9 @@ impl<T: Real> Parametrization<T> for MaskedWeights {
             .par_chunks_mut(columns.max(1))
             .map(|row| {
                 let squares = row.iter().map(|value| value.wide() * value.wide()).sum::<f64>();
-                row.iter_mut().for_each(|value| *value *= T::of(2.0 * factor));
+                for value in row {
+                    *value *= T::of(2.0 * factor);
+                }
                 squares
             })
             .collect();

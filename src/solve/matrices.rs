@@ -351,7 +351,9 @@ fn bitdelta_of(
     let solution = bitdelta::solve(factor, &view(moments), &linear, residual, &settings.solve)?;
     let with_base = |planes: &[bitdelta::Plane]| {
         let mut sum = Matrix { rows, columns, values: base.to_vec() };
-        planes.iter().for_each(|plane| plane.add_to(&mut sum, 1.0));
+        for plane in planes {
+            plane.add_to(&mut sum, 1.0);
+        }
         sum.values
     };
     let mut difference = weights.clone();
