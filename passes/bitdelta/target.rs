@@ -194,7 +194,9 @@ mod tests {
             // One plane less, by the definition, is not enough.
             let planes = super::super::decompose(difference.clone(), delta.planes - 1, Share::Row, None);
             let mut rest = difference.clone();
-            planes.iter().for_each(|plane| plane.add_to(&mut rest, -1.0));
+            for plane in &planes {
+                plane.add_to(&mut rest, -1.0);
+            }
             let norm =
                 |matrix: &Matrix| matrix.values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
             assert!(norm(&rest) / norm(&difference) > most, "{most}");
