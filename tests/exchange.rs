@@ -51,7 +51,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// A zip archive of stored entries, each starting at a multiple of 64 bytes as PyTorch's do.
+/// A zip archive of stored entries, each starting at a multiple of 64 bytes as in files of torch.save.
 fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, data) in entries {
@@ -137,7 +137,7 @@ fn torch_save(tensors: &Tensors) -> Vec<u8> {
     let mut pickle = b"\x80\x02}q\x00(".to_vec();
     let mut entries = Vec::new();
     for (index, (name, (dtype, shape, bytes))) in tensors.iter().enumerate() {
-        let parameter = !name.ends_with(".mask");
+        let parameter = name.strip_suffix(".mask").is_none();
         let elements = shape.iter().product();
         pickle.extend(text(name));
         // What Python remembers and never asks for.
