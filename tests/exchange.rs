@@ -51,7 +51,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// A zip archive of stored entries, each starting at a multiple of 64 bytes as `PyTorch`'s do.
+/// A zip archive of stored entries, each starting at a multiple of 64 bytes as in files of torch.save.
 fn zip(entries: &[(String, Vec<u8>)]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
     for (name, data) in entries {
