@@ -178,7 +178,9 @@ pub(super) fn without_base(
     weights: &Matrix,
     base: Option<&LogicalCheckpoint>,
 ) -> Result<Option<(Matrix, Matrix)>> {
-    let (Some(Whole::Delta(_)), Some(base)) = (encode.choice.codec.whole(), base) else { return Ok(None) };
+    let Some(base) = base.filter(|_| encode.choice.codec.whole().is_some_and(Whole::is_difference)) else {
+        return Ok(None);
+    };
     let base = linear.read_weight(base)?;
     let mut difference = weights.clone();
     for (value, base) in difference.values.iter_mut().zip(&base.values) {
