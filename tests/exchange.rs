@@ -519,3 +519,27 @@ fn archives_are_held_against_their_size() {
     }
     refused(&deflated, "compressed");
 }
+
+#[test]
+fn a_file_of_bitdelta_loads_as_its_own_loader_has_it() {
+    let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/interop/golden"));
+    if !golden.is_dir() {
+        eprintln!("SKIPPED: reference artifacts are not at {}", golden.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (delta, base) = (folder.path().join("delta"), golden.join("dense-bf16"));
+    let mut import = bantam();
+    import.arg("import").arg(golden.join("bitdelta/diff.pt")).arg("--base").arg(&base).arg("--out").arg(&delta);
+    expect_exit(&mut import, 0);
+    let dense = folder.path().join("dense");
+    let mut decode = bantam();
+    decode.arg("decode").arg(&delta).args(["--dtype", "f32", "--base"]).arg(&base).arg("--out").arg(&dense);
+    expect_exit(&mut decode, 0);
+    let decoded = read_file(&dense.join("model.safetensors"));
+    let expected = read_file(&golden.join("expected/bitdelta.safetensors"));
+    assert_eq!(expected.len(), 7);
+    for (name, tensor) in &expected {
+        assert!(decoded[name] == *tensor, "{name} has other values");
+    }
+}

@@ -250,7 +250,13 @@ fn learned_masks_lower_the_loss_and_come_out_the_same_however_they_are_made() {
 #[test]
 fn saved_masks_are_the_masks_that_a_recipe_takes() {
     let folder = tempfile::tempdir().unwrap();
-    let plain = dense(folder.path(), MAGNITUDE, "bantam");
+    // Masks of a criterion that keeps others than the largest weights, and leaves those as they are.
+    let text = fixture("text/recipe.txt");
+    let wanda = format!(
+        "[calibration]\ntext = [{text:?}]\nsequences = 8\nsequence_length = 64\n[[pass]]\nuse = \"mask_2_4\"\ncriterion = \"wanda\"\n"
+    );
+    let plain = dense(folder.path(), &wanda, "bantam");
+    assert!(plain != dense(folder.path(), MAGNITUDE, "dense"), "masks follow the inputs");
     let file = folder.path().join("masks.npz");
     for model in ["bantam", "bantam-dense"] {
         let mut save = bantam();
@@ -283,8 +289,8 @@ fn malformed_files_of_masks_are_refused() {
     let given = "[[pass]]\nuse = \"mask_2_4\"\nmasks = \"masks.npz\"\n";
     let recipe = recipe(folder.path(), given, "dense");
     for (bytes, expected) in [
-        (&good[..good.len() / 2], "not a readable .npz archive"),
-        (&b"PK and no more"[..], "not a readable .npz archive"),
+        (&good[..good.len() / 2], "not a readable zip archive"),
+        (&b"PK and no more"[..], "not a readable zip archive"),
         (&flipped[..], "malformed"),
     ] {
         std::fs::write(&file, bytes).unwrap();

@@ -15,7 +15,7 @@ use crate::{
     },
     evaluate::ErrorSums,
     layout::{MaskedForm, Piece},
-    passes::Settings,
+    passes::{Settings, mask::Criterion},
     plan::{Encode, Unit},
     run::RunError,
 };
@@ -37,7 +37,8 @@ pub(super) fn encode(
     }
     let expert = first_row / rows;
     match (&encode.settings, &encode.matrix.codec) {
-        (Settings::Mask(_), Coding::Whole(Whole::Sparse(sparse))) => {
+        // Where nothing is known of the input, every criterion but a file's takes the largest magnitudes.
+        (Settings::Mask(mask), Coding::Whole(Whole::Sparse(sparse))) if mask.solve.criterion != Criterion::File => {
             let Some((dtype, bytes)) = source.stored_rows(first_row..first_row + rows) else { return Ok(None) };
             let selectable = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) && dtype == sparse.dtype;
             if !selectable || sparse.pattern() != Pattern::TWO_OF_FOUR || dtype != encode.matrix.dense_dtype {
