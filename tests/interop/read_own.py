@@ -9,7 +9,6 @@ artifact without bantam. Dense tensors must be the source's, bit for bit. A plai
 are compared as they are.
 """
 
-import json
 import pathlib
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import tempfile
 
 import numpy as np
 from safetensors.torch import load_file
+
+from jobs import answer
 
 FORMATS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "formats"
 DECODERS = {"bantam": FORMATS / "bantam_decode.py", "sparse-24-bitmask": FORMATS / "bitmask_decode.py"}
@@ -80,17 +81,5 @@ def load_all(folder: str) -> dict:
     return tensors
 
 
-def main() -> None:
-    jobs_path, results_path = sys.argv[1:]
-    results = []
-    for job in json.loads(pathlib.Path(jobs_path).read_text(encoding="utf-8")):
-        try:
-            results.append(compare(job))
-        except Exception as error:  # one artifact's failure is not the others'
-            message = f"{type(error).__name__}: {error}"
-            results.append({"name": job["name"], "passed": False, "figures": {}, "message": message})
-    pathlib.Path(results_path).write_text(json.dumps(results), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    answer(compare)

@@ -10,7 +10,6 @@ artifact, bit for bit but for the masks of groups with more zeros than have to b
 import json
 import os
 import pathlib
-import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -18,6 +17,8 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.config import Sparse24BitMaskConfig
 from safetensors.torch import load_file
+
+from jobs import answer
 
 
 def load_all(folder: str) -> dict:
@@ -63,17 +64,5 @@ def compare(job: dict) -> dict:
     return {"name": job["name"], "passed": not problems, "figures": figures, "message": "; ".join(problems[:4])}
 
 
-def main() -> None:
-    jobs_path, results_path = sys.argv[1:]
-    results = []
-    for job in json.loads(pathlib.Path(jobs_path).read_text(encoding="utf-8")):
-        try:
-            results.append(compare(job))
-        except Exception as error:  # one artifact's failure is not the others'
-            message = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-            results.append({"name": job["name"], "passed": False, "figures": {}, "message": message})
-    pathlib.Path(results_path).write_text(json.dumps(results), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    answer(compare)

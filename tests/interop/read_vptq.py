@@ -13,8 +13,6 @@ rounded.
 import json
 import os
 import pathlib
-import sys
-import traceback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +25,7 @@ from vptq.layers.model_base import make_quant_linear
 
 import read_with
 import schemes
+from jobs import answer
 
 
 def load(path: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -94,21 +93,5 @@ def compare(job: dict) -> dict:
     return {"name": job["name"], "passed": not problems, "figures": figures, "message": "; ".join(problems[:3])}
 
 
-def main() -> None:
-    jobs_path, results_path = sys.argv[1:]
-    with open(jobs_path, encoding="utf-8") as file:
-        jobs = json.load(file)
-    results = []
-    for job in jobs:
-        try:
-            results.append(compare(job))
-        except Exception as error:  # whatever a reader raises is this artifact's failure, not the others'
-            traceback.print_exc()
-            message = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-            results.append({"name": job["name"], "passed": False, "figures": {}, "message": message})
-    with open(results_path, "w", encoding="utf-8") as file:
-        json.dump(results, file)
-
-
 if __name__ == "__main__":
-    main()
+    answer(compare)

@@ -7,10 +7,7 @@ Runs inside one of the environments of environment.sh; all artifacts in one proc
 A job: {"name", "artifact", "dense", "source", "format", "text"}. A result: {"name", "passed", "figures", "message"}.
 """
 
-import json
 import os
-import sys
-import traceback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 import schemes
+from jobs import answer
 
 WINDOWS, CONTEXT = 4, 128
 
@@ -107,21 +105,5 @@ def compare(job: dict) -> dict:
     return {"name": job["name"], "passed": not problems, "figures": figures, "message": "; ".join(problems)}
 
 
-def main() -> None:
-    jobs_path, results_path = sys.argv[1:]
-    with open(jobs_path, encoding="utf-8") as file:
-        jobs = json.load(file)
-    results = []
-    for job in jobs:
-        try:
-            results.append(compare(job))
-        except Exception as error:  # whatever a reader raises is this artifact's failure, not the others'
-            traceback.print_exc()
-            message = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
-            results.append({"name": job["name"], "passed": False, "figures": {}, "message": message})
-    with open(results_path, "w", encoding="utf-8") as file:
-        json.dump(results, file)
-
-
 if __name__ == "__main__":
-    main()
+    answer(compare)

@@ -7,9 +7,8 @@ usage: run.py --bantam BINARY --gptqmodel PYTHON --compressed-tensors PYTHON [--
 
 Four readers that know nothing of bantam's code: transformers with compressed-tensors, transformers with GPTQModel (GPTQ
 and AWQ), transformers with the package `vptq`, and for our own layout and for bit masks the decoders of `docs/formats`,
-written in NumPy from the formats' pages; for bit masks also compressed-tensors 0.14. `environment.sh`,
-`environment-vptq.sh` and `environment-sparse.sh` install them. Tolerances and their reasons are in
-`schemes.py`. Needs the standard library only.
+written in NumPy from the formats' pages; for bit masks also compressed-tensors 0.14. `environment.sh` and
+`environment-beside.sh` install them. Tolerances and their reasons are in `schemes.py`. Needs the standard library only.
 """
 
 import argparse
