@@ -72,6 +72,11 @@ fn memory_does_not_follow_the_files() {
     let model = folder.path().join("model");
     let peak = |shape| {
         write_model(&model, shape);
+        // Written at once, so that it may be cached, and mapped, in pieces as large as they come.
+        let file = model.join("model.safetensors");
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        std::fs::write(&file, bytes).unwrap();
         let out = folder.path().join("out");
         let (_, _, smallest) = peak_and_plan("int4.toml", &model, &out, None);
         std::fs::remove_dir_all(&out).unwrap();
@@ -82,8 +87,9 @@ fn memory_does_not_follow_the_files() {
     };
     let (smaller, budget) = peak(SMALLER);
     let (largest, budget_largest) = peak(LARGEST);
-    // What the plan allows each further tensor: its name, shape, place and hash.
-    let allowed = smaller as f64 * 1.1 + (budget_largest - budget) as f64 + f64::from(3 << 20);
+    // What the plan allows each further tensor (its name, shape, place and hash), and for both threads a piece of 2 MiB on
+    // either side of what they read: the more matrices, the likelier that all of them are whole at once.
+    let allowed = smaller as f64 * 1.1 + (budget_largest - budget) as f64 + f64::from(2 * 2 * (2 << 20));
     assert!(largest as f64 <= allowed, "{smaller} grew to {largest} with the model, allowed {allowed:.0}");
 }
 

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -117,12 +118,21 @@ pub fn write_model(folder: &Path, shape: Shape) {
     std::fs::write(folder.join("tokenizer.json"), "{\"version\": \"1.0\"}\n").unwrap();
 }
 
+/// What is written at once may be cached as one piece, and a page fault maps whole pieces: small ones let a test see what
+/// memory the program takes, not how its input came to be written.
+fn write_in_pieces(path: &Path, bytes: &[u8]) {
+    let mut file = std::fs::File::create(path).unwrap();
+    for piece in bytes.chunks(64 << 10) {
+        file.write_all(piece).unwrap();
+    }
+}
+
 pub fn write_tensors(path: &Path, data: &[(String, Vec<usize>, Vec<u8>)]) {
     let views: Vec<(&str, TensorView<'_>)> = data
         .iter()
         .map(|(name, shape, bytes)| (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap()))
         .collect();
-    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    write_in_pieces(path, &safetensors::serialize(views, None).unwrap());
 }
 
 /// All files of a folder but the run log, which may differ between runs.
