@@ -1,5 +1,5 @@
 //! Reads what `torch.save` writes of a flat dictionary of tensors: a zip archive with one pickle, which says what the other
-//! entries are. The pickle is interpreted by [`pickle`], which admits what such a dictionary needs and refuses everything
+//! entries are. The pickle is interpreted by `pickle`, which admits what such a dictionary needs and refuses everything
 //! else by name; nothing in the file is ever executed. Sizes are held against the file before they are believed.
 //!
 //! Format: `torch.serialization` (zip form, since `PyTorch` 1.6) and Python's `pickletools`.
