@@ -288,6 +288,22 @@ fn the_bytes_do_not_depend_on_threads_and_a_run_continues() {
 }
 
 #[test]
+fn a_model_that_equals_its_base_is_refused_before_anything_is_written() {
+    let pair = Pair::new();
+    let recipe = pair.recipe("");
+    let out = pair.folder.path().join("nothing");
+    for command in ["plan", "run"] {
+        let mut refused = bantam();
+        refused.arg(command).arg(&recipe).arg("--model").arg(pair.base());
+        let output = expect_exit(if command == "run" { refused.arg("--out").arg(&out) } else { &mut refused }, 3);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(message.contains("no difference to store"), "{message}");
+    }
+    let left: Vec<_> = std::fs::read_dir(pair.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("nothing")), "{left:?}");
+}
+
+#[test]
 fn recipes_name_what_is_missing() {
     let pair = Pair::new();
     let refused = |text: &str, expected: &str| {

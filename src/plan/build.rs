@@ -477,6 +477,9 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
     if let Err(Refusal::Format(message) | Refusal::Shape(message)) = target.accepts_together(&matrices) {
         return Err(PlanError::Together { layout: target.name().as_str().into(), message }.into());
     }
+    if let (Some(base), true) = (&recipe.base, specs.iter().all(Vec::is_empty)) {
+        return Err(PlanError::NothingDiffers { model: recipe.model.clone(), base: base.clone() }.into());
+    }
     let files = shards::place(&mut units, specs, recipe.artifact.shard_size)?;
     let mut quantization_config = target.quantization_config(&matrices, &dense_modules);
     if target.name() == LayoutName::Delta

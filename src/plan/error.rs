@@ -124,6 +124,14 @@ pub enum PlanError {
         /// The source.
         model: PathBuf,
     },
+    /// There is no difference to store.
+    #[error("`{model}` has the bytes of its base `{base}` in every tensor: there is no difference to store")]
+    NothingDiffers {
+        /// The model.
+        model: PathBuf,
+        /// The base.
+        base: PathBuf,
+    },
     /// The budget is too small.
     #[error(
         "--max-memory {budget_bytes} bytes is too small: the smallest budget that works is {smallest_bytes} bytes ({threads} threads)"
@@ -195,6 +203,7 @@ impl PlanError {
             Self::FallbackDenied { .. } => ExitCode::Difference,
             Self::Companion { .. }
             | Self::NoConfig { .. }
+            | Self::NothingDiffers { .. }
             | Self::NameTwice { .. }
             | Self::MaskFile { .. }
             | Self::NoMask { .. } => ExitCode::Input,
@@ -229,6 +238,9 @@ impl PlanError {
             Self::NoMask { .. } => "`skip` the tensor, or give the masks of this model".into(),
             Self::Masked { .. } => "name the tensor in the `skip` of one of the two rules".into(),
             Self::NoConfig { .. } => "use layout `dense` or `bantam`, or add the model's config.json".into(),
+            Self::NothingDiffers { .. } => {
+                "`model` is to be the fine-tuned model, and `base` the one that it was made from".into()
+            }
             Self::Memory { smallest_bytes, threads, .. } if *threads > 1 => {
                 format!("give --max-memory {smallest_bytes} or more, or fewer --threads")
             }
