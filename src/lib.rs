@@ -9,6 +9,7 @@ pub mod platform;
 
 pub mod recipe;
 
+pub mod check;
 pub mod checkpoint;
 
 pub mod model;

@@ -10,7 +10,7 @@ use crate::checkpoint::Dtype;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    verify or diff found a difference
+  1    check, verify or diff found a difference
   2    the command line or the recipe is wrong
   3    a checkpoint or an artifact is invalid
   4    disk, memory or device
@@ -113,6 +113,14 @@ pub enum Command {
     /// is found, with 3 when there is no manifest to check against.
     #[command(after_help = "Example:\n  bantam verify llama-int4 --source ~/models/llama")]
     Verify(VerifyArguments),
+    /// Hold an artifact against a policy: sizes, errors, formats, provenance
+    ///
+    /// Verifies the artifact first, then every rule of the policy. Each finding names rule, tensor, value and limit. Exits
+    /// with 1 when something is found, with 2 when the policy has an unknown rule, with 3 when there is no manifest.
+    #[command(
+        after_help = "Examples:\n  bantam check llama-int4 --policy policy.toml\n  bantam check llama-int4 --policy policy.toml --format junit > report.xml"
+    )]
+    Check(CheckArguments),
     /// Save which weights of a 2:4 model are kept
     ///
     /// Writes MaskLLM's `.npz`: an entry `NAME.mask` for every matrix of which each four neighbouring weights of a row have
@@ -141,6 +149,7 @@ impl Command {
             Self::Export(arguments) => arguments.json,
             Self::Diff(arguments) => arguments.json,
             Self::Verify(arguments) => arguments.json,
+            Self::Check(arguments) => arguments.format == FindingsFormat::Json,
             Self::Eval(arguments) => arguments.json,
             Self::Calibrate(arguments) => arguments.json,
             Self::Masks(arguments) => arguments.json,
@@ -253,6 +262,32 @@ pub struct VerifyArguments {
     /// The findings as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `bantam check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArguments {
+    /// The folder that a run wrote
+    pub artifact: PathBuf,
+    /// What it must be, a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// How findings are written to stdout
+    #[arg(long, value_enum, default_value_t = FindingsFormat::Text)]
+    pub format: FindingsFormat,
+}
+
+/// How findings are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FindingsFormat {
+    /// For people
+    Text,
+    /// One JSON object
+    Json,
+    /// JUnit XML, for test reports
+    Junit,
+    /// SARIF 2.1.0, for code hosts
+    Sarif,
 }
 
 /// Arguments of `bantam decode`.

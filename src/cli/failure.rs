@@ -4,9 +4,9 @@ use std::{error::Error as StdError, io};
 
 use super::Output;
 use crate::{
-    Error, ExitCode, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError,
-    exchange::ExchangeError, forward::ForwardError, layout::LayoutError, manifest::ManifestError, plan::PlanError,
-    recipe::RecipeError, run::RunError,
+    Error, ExitCode, calibration::TokenError, check::PolicyError, checkpoint::CheckpointError, codec::CodecError,
+    decode::DecodeError, exchange::ExchangeError, forward::ForwardError, layout::LayoutError, manifest::ManifestError,
+    plan::PlanError, recipe::RecipeError, run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.
@@ -122,7 +122,7 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     if let Some(error) = cause.downcast_ref::<ForwardError>() {
         return Some((error.exit_code(), None));
     }
-    if cause.is::<RecipeError>() {
+    if cause.is::<RecipeError>() || cause.is::<PolicyError>() {
         return Some((ExitCode::Usage, None));
     }
     if cause.is::<CodecError>() || cause.is::<ManifestError>() {

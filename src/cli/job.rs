@@ -8,7 +8,7 @@ use crate::{
     compute,
     layout::LogicalCheckpoint,
     manifest::Manifest,
-    model::{ModelMap, NamedShape},
+    model::ModelMap,
     plan::{Inputs, Options, Plan},
     recipe::{Overrides, Recipe},
 };
@@ -43,7 +43,7 @@ pub(super) fn plan(job: &Job<'_>) -> Result<(LogicalCheckpoint, Plan), anyhow::E
     }
     let merged = recipe.merged.iter().map(|model| open_model(model, None));
     source = source.with_merged(merged.collect::<Result<_, _>>()?);
-    let map = model_map(&source);
+    let map = ModelMap::of(&source);
     let options = Options {
         threads: threads(job.threads),
         max_memory_bytes: job.max_memory.map(|size| size.0),
@@ -74,16 +74,6 @@ pub(super) fn open_model(path: &Path, base: Option<&PathBuf>) -> Result<LogicalC
             Ok(source.with_base(base)?)
         }
     }
-}
-
-/// The model map of a checkpoint's logical tensors.
-pub(super) fn model_map(source: &LogicalCheckpoint) -> ModelMap {
-    let shapes: Vec<NamedShape> = source
-        .tensors()
-        .iter()
-        .map(|tensor| NamedShape { name: tensor.name.clone(), shape: tensor.shape.clone() })
-        .collect();
-    ModelMap::new(source.checkpoint().config().map(|config| &config.value), &shapes)
 }
 
 /// Threads to use: what was asked for, or one per core.

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::is_float,
     codec::sparse::{Mask, Pattern, maskllm::MaskWriter},
     layout::LogicalCheckpoint,
-    model::{MatrixView, matrix_by_shape},
+    model::{MatrixView, ModelMap, matrix_by_shape},
 };
 
 /// Weights that are read at a time.
@@ -33,7 +33,7 @@ struct Report<'a> {
 /// When the model is invalid, no matrix is masked, or the file cannot be written.
 pub fn execute(arguments: &MasksArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
     let source = job::open_model(&arguments.model, arguments.base.as_ref())?;
-    let map = job::model_map(&source);
+    let map = ModelMap::of(&source);
     let path = &arguments.out;
     let failed = |source: std::io::Error| CliError::Environment {
         message: format!("cannot write `{}`: {source}", path.display()),

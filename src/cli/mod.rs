@@ -2,12 +2,14 @@
 
 pub mod arguments;
 pub mod calibrate;
+pub mod check;
 pub mod decode;
 pub mod devices;
 pub mod diff;
 pub mod eval;
 pub mod exchange;
 pub mod failure;
+pub mod findings;
 pub mod inspect;
 mod job;
 pub mod masks;
@@ -22,9 +24,9 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
-    DiffArguments, EvalArguments, ExportArguments, GlobalArguments, ImportArguments, InspectArguments, MasksArguments,
-    PlanArguments, RunArguments, VerifyArguments,
+    CalibrateArguments, CheckArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device,
+    DevicesArguments, DiffArguments, EvalArguments, ExportArguments, FindingsFormat, GlobalArguments, ImportArguments,
+    InspectArguments, MasksArguments, PlanArguments, RunArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -64,6 +66,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Eval(arguments) => eval::execute(arguments, output),
         Command::Calibrate(arguments) => calibrate::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
+        Command::Check(arguments) => check::execute(arguments, output),
         Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
     }

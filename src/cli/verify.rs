@@ -1,23 +1,12 @@
 //! `bantam verify`: an artifact is what its manifest says.
 
-use std::fmt::Write;
-
-use serde::Serialize;
-
-use super::{Output, Style, VerifyArguments, meter::Meter, table::wrapped};
+use super::{Output, Style, VerifyArguments, findings, meter::Meter};
 use crate::{
     ExitCode,
     checkpoint::Checkpoint,
     layout::LogicalCheckpoint,
     verify::{Finding, verify},
 };
-
-#[derive(Debug, Serialize)]
-struct Report {
-    schema: &'static str,
-    passed: bool,
-    findings: Vec<Finding>,
-}
 
 /// Executes the command.
 ///
@@ -37,7 +26,7 @@ pub fn execute(arguments: &VerifyArguments, output: &Output) -> Result<ExitCode,
     meter.finish();
     let passed = findings.is_empty();
     if output.json() {
-        output.json_result(&Report { schema: "bantam.check/1", passed, findings })?;
+        output.json_result(&findings::Report::new(&findings))?;
     } else {
         output.result(&render(arguments, &findings, output))?;
     }
@@ -53,20 +42,5 @@ fn render(arguments: &VerifyArguments, findings: &[Finding], output: &Output) ->
         };
         return format!("{} {name} {what}", output.paint(Style::Green, "passed"));
     }
-    let mut text = String::new();
-    // Writing to a String cannot fail.
-    for finding in findings {
-        let about = finding.tensor.as_deref().unwrap_or("the artifact");
-        let line = wrapped(&format!("{}: {about}: {}", finding.rule, finding.message), 4);
-        let _ = writeln!(text, "{line}");
-        if let (Some(value), Some(limit)) = (&finding.value, &finding.limit) {
-            let _ = writeln!(text, "    found    {value}\n    expected {limit}");
-        }
-    }
-    let count = match findings.len() {
-        1 => "1 finding".to_owned(),
-        count => format!("{count} findings"),
-    };
-    let _ = writeln!(text, "{} {name}: {count}", output.paint(Style::Red, "failed"));
-    text
+    findings::text(&name.to_string(), findings, output)
 }

@@ -15,6 +15,8 @@ use serde_json::Value;
 
 use config::ConfigView;
 
+use crate::layout::{LogicalCheckpoint, LogicalTensor};
+
 /// Name and dense shape of a logical tensor: all that the map needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedShape {
@@ -130,6 +132,14 @@ impl ModelMap {
             known::Found::OtherNames(family) => unknown::map(&mut config, tensors, Some(family)),
             known::Found::Nothing => unknown::map(&mut config, tensors, None),
         }
+    }
+
+    /// Maps the logical tensors of a checkpoint or an artifact.
+    #[must_use]
+    pub fn of(source: &LogicalCheckpoint) -> Self {
+        let named = |tensor: &LogicalTensor| NamedShape { name: tensor.name.clone(), shape: tensor.shape.clone() };
+        let shapes: Vec<NamedShape> = source.tensors().iter().map(named).collect();
+        Self::new(source.checkpoint().config().map(|config| &config.value), &shapes)
     }
 
     /// One tensor by name. Quick (a binary search) where tensors are sorted by name, as checkpoints list them; an

@@ -12,7 +12,7 @@ use crate::{
     compute::{DEVICE_FAILED, Device, tests::fixtures},
     layout::LogicalCheckpoint,
     manifest::OutputTensor,
-    model::{ModelMap, NamedShape},
+    model::ModelMap,
     plan::{self, Inputs, Plan},
     recipe::{Overrides, Recipe},
 };
@@ -53,12 +53,7 @@ fn solve(folder: &Path, name: &str, device: Option<&Device>, progress: &dyn Prog
     let overrides = Overrides { model: Some(model), base: None, out: Some(out), default_out: None };
     let recipe = Recipe::read_with(&recipe, &overrides).unwrap();
     let source = LogicalCheckpoint::open(Checkpoint::open(&PathBuf::from(&recipe.model)).unwrap()).unwrap();
-    let shapes: Vec<NamedShape> = source
-        .tensors()
-        .iter()
-        .map(|tensor| NamedShape { name: tensor.name.clone(), shape: tensor.shape.clone() })
-        .collect();
-    let map = ModelMap::new(source.checkpoint().config().map(|config| &config.value), &shapes);
+    let map = ModelMap::of(&source);
     let options = plan::Options { threads: 2, max_memory_bytes: None, deny_fallbacks: false, device: None };
     let plan = Plan::new(Inputs { recipe: &recipe, source: &source, model: &map }, &options).unwrap();
     let stop = AtomicBool::new(false);

@@ -3,6 +3,7 @@
 //! Order of events, each safe to be killed in: lock, reserve space, waves (bytes, then their journal records), sync
 //! and read back, small files, manifest, rename. Running the same command again continues.
 
+mod again;
 mod choose;
 mod device;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod progress;
 mod staging;
 mod wave;
 
+pub use again::again;
 pub use choose::{Chosen, choose};
 pub(crate) use device::STRIPES_IN_FLIGHT;
 pub use error::RunError;
@@ -89,12 +91,18 @@ pub fn run(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>) -> Re
         return Ok(Outcome { manifest, resumed: 0, was_complete: true, device_failure: None });
     }
     plan.check_disk(if options.fresh { 0 } else { staged_bytes(plan) })?;
+    let pool = workers(plan)?;
+    pool.install(|| run_in_pool(plan, source, options, &identity))
+}
+
+/// As many threads as the plan counts on.
+fn workers(plan: &Plan) -> Result<rayon::ThreadPool> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(plan.memory.threads)
         .thread_name(|index| format!("worker-{index}"))
         .build()
         .map_err(|error| RunError::io("start threads for", &plan.out)(std::io::Error::other(error)))?;
-    pool.install(|| run_in_pool(plan, source, options, &identity))
+    Ok(pool)
 }
 
 fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, identity: &str) -> Result<Outcome> {
@@ -110,27 +118,12 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
         Found::Nothing => Vec::new(),
         Found::Records(records) => records,
     };
-    staging.prepare(plan)?;
+    staging.prepare(plan, true)?;
     let kept = survivors(plan, &staging, found)?;
     let resumed = kept.len();
     let mut journal = Journal::start(&staging.journal(), &head, &kept)?;
     let mut records: BTreeMap<usize, Record> = kept.into_iter().map(|record| (record.unit, record)).collect();
-    let found = match &plan.solve {
-        Some(solve) => Some(solve::solve(&solve::Job {
-            plan,
-            solve,
-            source,
-            checkpoint: source,
-            folder: staging.solved(),
-            identity,
-            device: shared.as_ref(),
-            deny_fallbacks: options.deny_fallbacks,
-            stop: options.stop,
-            progress: &|block, blocks, what| options.progress.calibrating(block, blocks, what),
-            training: &|step, steps, loss| options.progress.training(step, steps, loss),
-        })?),
-        None => None,
-    };
+    let found = calibrate(plan, source, options, &staging, identity, shared.as_ref())?;
     platform::trim_heap();
     let device = RunDevice::new(shared.as_ref(), options.record_device);
     let base = work(plan, source, options, &staging, found.as_ref(), &device, &mut journal, &mut records, start)?;
@@ -138,6 +131,32 @@ fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, i
     let manifest = finish::finish(plan, source, staging, options, &records, found, identity, resumed, start, &base)?;
     let device_failure = shared.as_ref().and_then(SharedDevice::failure);
     Ok(Outcome { manifest, resumed, was_complete: false, device_failure })
+}
+
+/// Finds what the plan leaves to calibration; `None` where it leaves nothing.
+fn calibrate(
+    plan: &Plan,
+    source: &LogicalCheckpoint,
+    options: &Options<'_>,
+    staging: &Staging,
+    identity: &str,
+    device: Option<&SharedDevice>,
+) -> Result<Option<solve::Outcome>> {
+    let Some(solve) = &plan.solve else { return Ok(None) };
+    let job = solve::Job {
+        plan,
+        solve,
+        source,
+        checkpoint: source,
+        folder: staging.solved(),
+        identity,
+        device,
+        deny_fallbacks: options.deny_fallbacks,
+        stop: options.stop,
+        progress: &|block, blocks, what| options.progress.calibrating(block, blocks, what),
+        training: &|step, steps, loss| options.progress.training(step, steps, loss),
+    };
+    solve::solve(&job).map(Some)
 }
 
 /// What an unfinished run belongs to. Where calibration decides codes and scales, those of one device must not stand beside

@@ -80,8 +80,9 @@ impl Staging {
         }
     }
 
-    /// Opens the weight files at their final length, space reserved, headers written; removes whatever else is staged.
-    pub(super) fn prepare(&mut self, plan: &Plan) -> Result<(), RunError> {
+    /// Opens the weight files at their final length, headers written; removes whatever else is staged. `reserve` takes the
+    /// space of all of it on the disk; without it only what is written takes some.
+    pub(super) fn prepare(&mut self, plan: &Plan, reserve: bool) -> Result<(), RunError> {
         let staged = self.artifact();
         let entries = std::fs::read_dir(&staged).map_err(RunError::io("read folder", &staged))?;
         for entry in entries {
@@ -99,8 +100,10 @@ impl Staging {
                 .write(true)
                 .open(&path)
                 .map_err(RunError::io("open", &path))?;
-            // A full disk shows here, before the work, and not in the middle of it.
-            platform::reserve(&file, planned.bytes).map_err(RunError::io("reserve space for", &path))?;
+            if reserve {
+                // A full disk shows here, before the work, and not in the middle of it.
+                platform::reserve(&file, planned.bytes).map_err(RunError::io("reserve space for", &path))?;
+            }
             file.set_len(planned.bytes).map_err(RunError::io("set the length of", &path))?;
             file.write_all_at(&planned.header, 0).map_err(RunError::io("write", &path))?;
             self.files.push(file);

@@ -36,11 +36,16 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(rule: &'static str, tensor: &str, message: String) -> Self {
+    pub(crate) fn new(rule: &'static str, tensor: &str, message: String) -> Self {
         Self { rule, tensor: Some(tensor.to_owned()), message, value: None, limit: None }
     }
 
-    fn with(mut self, value: impl Into<serde_json::Value>, limit: impl Into<serde_json::Value>) -> Self {
+    /// About the artifact as a whole.
+    pub(crate) fn of_all(rule: &'static str, message: String) -> Self {
+        Self { rule, tensor: None, message, value: None, limit: None }
+    }
+
+    pub(crate) fn with(mut self, value: impl Into<serde_json::Value>, limit: impl Into<serde_json::Value>) -> Self {
         (self.value, self.limit) = (Some(value.into()), Some(limit.into()));
         self
     }
@@ -66,7 +71,7 @@ pub fn verify(
     let checkpoint = match Checkpoint::open(folder) {
         Ok(checkpoint) => checkpoint,
         Err(error) => {
-            findings.push(Finding { tensor: None, ..Finding::new("structure", "", error.to_string()) });
+            findings.push(Finding::of_all("structure", error.to_string()));
             return Ok(findings);
         }
     };
@@ -76,7 +81,7 @@ pub fn verify(
     let artifact = match LogicalCheckpoint::open(checkpoint) {
         Ok(artifact) => artifact,
         Err(error) => {
-            findings.push(Finding { tensor: None, ..Finding::new("layout", "", error.to_string()) });
+            findings.push(Finding::of_all("layout", error.to_string()));
             return Ok(findings);
         }
     };
@@ -85,13 +90,13 @@ pub fn verify(
         None => artifact,
         Some(base) => {
             if let Err(error) = manifest.require_base(folder, base.checkpoint()) {
-                findings.push(Finding { tensor: None, ..Finding::new("base", "", error.to_string()) });
+                findings.push(Finding::of_all("base", error.to_string()));
                 return Ok(findings);
             }
             match artifact.with_base(base) {
                 Ok(artifact) => artifact,
                 Err(error) => {
-                    findings.push(Finding { tensor: None, ..Finding::new("base", "", error.to_string()) });
+                    findings.push(Finding::of_all("base", error.to_string()));
                     return Ok(findings);
                 }
             }
