@@ -21,7 +21,7 @@ pub(super) fn required(artifact: &Artifact<'_>, tensors: &Tensors<'_>, required:
             findings.push(Finding::new("fallback", &fallback.tensor, message).with(fallback.count, 0));
         }
     }
-    for (select, globs) in &required.codecs {
+    for (select, globs) in &required.codecs.0 {
         let selected = tensors.selected(std::slice::from_ref(select), &[]);
         if selected.is_empty() {
             findings.push(nothing_selected("codec", std::slice::from_ref(select)));
@@ -31,7 +31,7 @@ pub(super) fn required(artifact: &Artifact<'_>, tensors: &Tensors<'_>, required:
             findings.push(Finding::new("codec", &tensor.name, message).with(tensor.codec.as_str(), globs.text()));
         }
     }
-    for (select, ratio) in &required.sparsity {
+    for (select, ratio) in &required.sparsity.0 {
         let selected = tensors.selected(std::slice::from_ref(select), &[]);
         if selected.is_empty() {
             findings.push(nothing_selected(SPARSITY_RULE, std::slice::from_ref(select)));
@@ -61,7 +61,7 @@ pub(super) fn required(artifact: &Artifact<'_>, tensors: &Tensors<'_>, required:
 
 pub(super) fn forbidden(tensors: &Tensors<'_>, forbidden: &Forbidden) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (select, globs) in &forbidden.codecs {
+    for (select, globs) in &forbidden.codecs.0 {
         let selected = tensors.selected(std::slice::from_ref(select), &[]);
         if selected.is_empty() {
             findings.push(nothing_selected("forbidden-codec", std::slice::from_ref(select)));

@@ -97,23 +97,24 @@ fn together(
 
 /// A finding where a value is above its limit, or is no number.
 pub(super) fn above(rule: &'static str, about: Option<&str>, value: f64, limit: f64, what: &str) -> Option<Finding> {
-    crossed(value <= limit, rule, about, value, limit, format!("{what} above the limit"))
+    crossed(value <= limit, rule, about, (value, limit), &format!("{what} above the limit"))
 }
 
 /// A finding where a value is below its limit, or is no number.
 pub(super) fn below(rule: &'static str, about: Option<&str>, value: f64, limit: f64, what: &str) -> Option<Finding> {
-    crossed(value >= limit, rule, about, value, limit, format!("{what} below the limit"))
+    crossed(value >= limit, rule, about, (value, limit), &format!("{what} below the limit"))
 }
 
 fn crossed(
     holds: bool,
     rule: &'static str,
     about: Option<&str>,
-    value: f64,
-    limit: f64,
-    message: String,
+    (value, limit): (f64, f64),
+    message: &str,
 ) -> Option<Finding> {
-    let finding = about
-        .map_or_else(|| Finding::of_all(rule, message.clone()), |about| Finding::new(rule, about, message.clone()));
+    let finding = match about {
+        Some(about) => Finding::new(rule, about, message.to_owned()),
+        None => Finding::of_all(rule, message.to_owned()),
+    };
     (!holds).then(|| finding.with(value, limit))
 }

@@ -164,10 +164,10 @@ pub struct Required {
     pub fallbacks: Option<Fallbacks>,
     /// By selector, globs over the short names of number formats, one of which every selected tensor must have.
     #[serde(default)]
-    pub codecs: BTreeMap<Choice, Globs>,
+    pub codecs: ByChoice<Globs>,
     /// By selector, how many of how many weights may be other than zero.
     #[serde(default)]
-    pub sparsity: BTreeMap<Choice, Ratio>,
+    pub sparsity: ByChoice<Ratio>,
     /// No weight may be infinite or not a number.
     #[serde(default)]
     pub finite: bool,
@@ -187,7 +187,7 @@ pub struct Required {
 pub struct Forbidden {
     /// By selector, globs over the short names of number formats that no selected tensor may have.
     #[serde(default)]
-    pub codecs: BTreeMap<Choice, Globs>,
+    pub codecs: ByChoice<Globs>,
 }
 
 /// Where the artifact must come from.
@@ -276,6 +276,10 @@ pub struct Choice(
 );
 
 impl Choice {
+    fn parse(text: &str) -> Result<Self, String> {
+        Selector::parse(text).map(Self).map_err(|error| format!("{text:?}: {error}"))
+    }
+
     /// As it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -283,30 +287,31 @@ impl Choice {
     }
 }
 
-impl PartialEq for Choice {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
-impl Eq for Choice {}
-
-impl PartialOrd for Choice {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Choice {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.as_str().cmp(other.as_str())
-    }
-}
-
 impl<'de> Deserialize<'de> for Choice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Selector::parse(&text).map(Self).map_err(|error| de::Error::custom(format!("{text:?}: {error}")))
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// Something for each of several selectors, by their texts.
+#[derive(Debug, Clone)]
+pub struct ByChoice<T>(
+    /// Selector and what is said of it.
+    pub Vec<(Choice, T)>,
+);
+
+impl<T> Default for ByChoice<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByChoice<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written = BTreeMap::<String, T>::deserialize(deserializer)?;
+        let parsed =
+            written.into_iter().map(|(text, said)| Ok((Choice::parse(&text).map_err(de::Error::custom)?, said)));
+        parsed.collect::<Result<_, _>>().map(Self)
     }
 }
 

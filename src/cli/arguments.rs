@@ -284,7 +284,7 @@ pub enum FindingsFormat {
     Text,
     /// One JSON object
     Json,
-    /// JUnit XML, for test reports
+    /// `JUnit` XML, for test reports
     Junit,
     /// SARIF 2.1.0, for code hosts
     Sarif,

@@ -1,4 +1,4 @@
-//! Findings as JUnit XML: what test reports of CI systems read.
+//! Findings as `JUnit` XML: what test reports of CI systems read.
 
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
