@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
@@ -50,10 +51,11 @@ pub enum PolicyError {
 }
 
 /// All of a policy.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     #[serde(deserialize_with = "schema")]
+    #[schemars(range(min = 1, max = 1))]
     #[expect(dead_code, reason = "read for its check alone")]
     schema: u64,
     /// Limits of the whole artifact.
@@ -78,7 +80,7 @@ pub struct Policy {
 }
 
 /// Limits of errors and sizes.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Largest stored bits per weight of the compressed tensors.
@@ -122,7 +124,7 @@ impl Limits {
 }
 
 /// Limits of some tensors.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GroupLimits {
     /// Roles, globs, regular expressions or names, as in recipes.
@@ -145,7 +147,7 @@ pub struct GroupLimits {
 }
 
 /// What predictions are measured on.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// The texts, relative to the policy.
@@ -157,7 +159,7 @@ pub struct Evaluation {
 }
 
 /// What must hold.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Required {
     /// Which fallbacks there may be.
@@ -182,7 +184,7 @@ pub struct Required {
 }
 
 /// What must not be there.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Forbidden {
     /// By selector, globs over the short names of number formats that no selected tensor may have.
@@ -191,14 +193,17 @@ pub struct Forbidden {
 }
 
 /// Where the artifact must come from.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// Versions of bantam that may have written it: `">=0.1, <0.3"`.
+    #[schemars(with = "Option<String>")]
     pub tool_version: Option<semver::VersionReq>,
     /// Hash of the recipe as resolved, as a finding states it.
+    #[schemars(with = "Option<String>")]
     pub recipe_hash: Option<ContentHash>,
     /// Hash over the names and hashes of all input tensors, as a finding states it.
+    #[schemars(with = "Option<String>")]
     pub inputs_hash: Option<ContentHash>,
     /// The checkpoint it must be made of, relative to the policy.
     pub source: Option<PathBuf>,
@@ -209,7 +214,7 @@ pub struct Provenance {
 }
 
 /// An earlier artifact.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Baseline {
     /// Its folder, relative to the policy.
@@ -222,8 +227,25 @@ pub struct Baseline {
     pub max_error_increase: f64,
 }
 
+/// One text or several.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum WrittenTexts {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// A number of bytes as written.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum WrittenSize {
+    Bytes(u64),
+    Text(String),
+}
+
 /// Allowed fallbacks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "WrittenTexts")]
 pub struct Fallbacks(
     /// The kinds that may be there.
     pub Vec<String>,
@@ -231,22 +253,17 @@ pub struct Fallbacks(
 
 impl<'de> Deserialize<'de> for Fallbacks {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Word(String),
-            Kinds(Vec<String>),
-        }
-        match Written::deserialize(deserializer) {
-            Ok(Written::Word(word)) if word == "none" => Ok(Self(Vec::new())),
-            Ok(Written::Kinds(kinds)) => Ok(Self(kinds)),
+        match WrittenTexts::deserialize(deserializer) {
+            Ok(WrittenTexts::One(word)) if word == "none" => Ok(Self(Vec::new())),
+            Ok(WrittenTexts::Several(kinds)) => Ok(Self(kinds)),
             _ => Err(de::Error::custom("expected \"none\" or a list of the kinds that are allowed")),
         }
     }
 }
 
 /// A number of bytes: `"3GB"` or `3000000000`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "WrittenSize")]
 pub struct Size(
     /// Bytes.
     pub u64,
@@ -254,22 +271,17 @@ pub struct Size(
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Bytes(u64),
-            Text(String),
-        }
-        match Written::deserialize(deserializer) {
-            Ok(Written::Bytes(bytes)) => Ok(Self(bytes)),
-            Ok(Written::Text(text)) => parse_bytes(&text).map(Self).map_err(de::Error::custom),
+        match WrittenSize::deserialize(deserializer) {
+            Ok(WrittenSize::Bytes(bytes)) => Ok(Self(bytes)),
+            Ok(WrittenSize::Text(text)) => parse_bytes(&text).map(Self).map_err(de::Error::custom),
             Err(_) => Err(de::Error::custom("expected a size such as \"3GB\", or a number of bytes")),
         }
     }
 }
 
 /// A selector that was read and can be compared by its text.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, JsonSchema)]
+#[schemars(with = "String")]
 pub struct Choice(
     /// As recipes have it.
     pub Selector,
@@ -294,7 +306,8 @@ impl<'de> Deserialize<'de> for Choice {
 }
 
 /// Something for each of several selectors, by their texts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, JsonSchema)]
+#[schemars(with = "BTreeMap<String, T>")]
 pub struct ByChoice<T>(
     /// Selector and what is said of it.
     pub Vec<(Choice, T)>,
@@ -316,7 +329,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByChoice<T> {
 }
 
 /// One glob or several.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, JsonSchema)]
+#[schemars(with = "WrittenTexts")]
 pub struct Globs {
     written: Vec<String>,
     set: globset::GlobSet,
@@ -338,15 +352,9 @@ impl Globs {
 
 impl<'de> Deserialize<'de> for Globs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            One(String),
-            Several(Vec<String>),
-        }
-        let written = match Written::deserialize(deserializer) {
-            Ok(Written::One(one)) => vec![one],
-            Ok(Written::Several(several)) if !several.is_empty() => several,
+        let written = match WrittenTexts::deserialize(deserializer) {
+            Ok(WrittenTexts::One(one)) => vec![one],
+            Ok(WrittenTexts::Several(several)) if !several.is_empty() => several,
             _ => return Err(de::Error::custom("expected a number format such as \"int4-g128\", or a list of them")),
         };
         let mut set = globset::GlobSetBuilder::new();
@@ -359,7 +367,8 @@ impl<'de> Deserialize<'de> for Globs {
 }
 
 /// `"2:4"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String")]
 pub struct Ratio(
     /// The pattern.
     pub Pattern,
@@ -405,6 +414,12 @@ impl Policy {
         source.iter_mut().chain(base).chain(recipe).for_each(beside);
         policy.baseline.iter_mut().for_each(|baseline| beside(&mut baseline.artifact));
         Ok(policy)
+    }
+
+    /// The JSON schema of policies.
+    #[must_use]
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Self).into()
     }
 
     /// Reads a policy's text; `path` is for messages.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A runtime that a policy can ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Runtime {
     /// Hugging Face transformers, with the package that each layout needs.

@@ -134,6 +134,17 @@ pub enum Command {
     /// `BANTAM_ADAPTER` (a part of a name, or `software`) says which one `--device gpu` uses.
     #[command(after_help = "Example:\n  bantam devices --json")]
     Devices(DevicesArguments),
+    /// Print the JSON schema of recipes or policies, so that editors complete and check them
+    #[command(
+        after_help = "Example:\n  bantam schema recipe > recipe.schema.json\n\nA first line `#:schema recipe.schema.json` in the TOML file names it to editors."
+    )]
+    Schema(SchemaArguments),
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  bantam completions bash > ~/.local/share/bash-completion/completions/bantam")]
+    Completions(CompletionsArguments),
+    /// Print the man page, or write one for every command
+    #[command(after_help = "Example:\n  bantam man --out ~/.local/share/man/man1")]
+    Man(ManArguments),
 }
 
 impl Command {
@@ -154,6 +165,7 @@ impl Command {
             Self::Calibrate(arguments) => arguments.json,
             Self::Masks(arguments) => arguments.json,
             Self::Devices(arguments) => arguments.json,
+            Self::Schema(_) | Self::Completions(_) | Self::Man(_) => false,
         }
     }
 }
@@ -288,6 +300,39 @@ pub enum FindingsFormat {
     Junit,
     /// SARIF 2.1.0, for code hosts
     Sarif,
+}
+
+/// Arguments of `bantam schema`.
+#[derive(Debug, Clone, Args)]
+pub struct SchemaArguments {
+    /// What of
+    #[arg(value_enum)]
+    pub of: Described,
+}
+
+/// What has a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Described {
+    /// What `run` and `plan` read
+    Recipe,
+    /// What `check` reads
+    Policy,
+}
+
+/// Arguments of `bantam completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArguments {
+    /// For which shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Arguments of `bantam man`.
+#[derive(Debug, Clone, Args)]
+pub struct ManArguments {
+    /// A folder that gets a page for every command; without it the main page is printed
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// Arguments of `bantam decode`.

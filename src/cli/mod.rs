@@ -10,6 +10,7 @@ pub mod eval;
 pub mod exchange;
 pub mod failure;
 pub mod findings;
+pub mod generate;
 pub mod inspect;
 mod job;
 pub mod masks;
@@ -24,9 +25,10 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    CalibrateArguments, CheckArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device,
-    DevicesArguments, DiffArguments, EvalArguments, ExportArguments, FindingsFormat, GlobalArguments, ImportArguments,
-    InspectArguments, MasksArguments, PlanArguments, RunArguments, VerifyArguments,
+    CalibrateArguments, CheckArguments, Command, CommandLine, CompletionsArguments, DecodeArguments, Denied,
+    DenseDtype, Described, Device, DevicesArguments, DiffArguments, EvalArguments, ExportArguments, FindingsFormat,
+    GlobalArguments, ImportArguments, InspectArguments, ManArguments, MasksArguments, PlanArguments, RunArguments,
+    SchemaArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -69,5 +71,8 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Check(arguments) => check::execute(arguments, output),
         Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
+        Command::Schema(arguments) => generate::schema(arguments, output),
+        Command::Completions(arguments) => generate::completions(arguments, output),
+        Command::Man(arguments) => generate::man(arguments, output),
     }
 }

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The layouts that can be written. Recipes name them in kebab case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LayoutName {
     /// vLLM's and transformers' compressed-tensors.

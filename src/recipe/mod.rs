@@ -10,6 +10,7 @@ mod presets;
 mod read;
 mod resolved;
 mod rule;
+mod schema;
 mod selector;
 mod settings;
 mod size;
@@ -17,6 +18,7 @@ mod size;
 pub use error::{Diagnostic, Place, RecipeError};
 pub use presets::{PRESETS, Preset, preset};
 pub use rule::PassRule;
+pub use schema::schema;
 pub use selector::{Selector, SelectorError};
 pub use size::parse_bytes;
 

@@ -76,7 +76,7 @@ fn texts(selectors: &[Located<Selector>]) -> Value {
 }
 
 /// All settings, defaults filled in.
-fn complete(settings: &Settings) -> Value {
+pub(super) fn complete(settings: &Settings) -> Value {
     let value = match settings {
         Settings::Rtn(settings) => serde_json::to_value(settings),
         Settings::Gptq(settings) => serde_json::to_value(settings),
