@@ -65,3 +65,36 @@ fn completions_and_man_pages_name_every_command() {
     }
     assert!(!expect_exit(bantam().arg("man"), 0).stdout.is_empty());
 }
+
+/// The recipe that `init` writes is planned and run as it stands.
+#[test]
+fn a_recipe_for_the_built_in_example_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let mut init = bantam();
+    init.arg("init").arg(fixture("tiny-llama")).arg("--out").arg(&recipe);
+    expect_exit(&mut init, 0);
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    assert!(text.contains("# LlamaForCausalLM: 4 blocks.") && text.contains("use = \"int4\""), "{text}");
+    let plan = json(&expect_exit(bantam().args(["plan", "--json"]).arg(&recipe), 0));
+    assert!(plan["bits_per_weight"].as_f64().unwrap() < 4.2, "{plan}");
+    expect_exit(bantam().args(["run", "--quiet"]).arg(&recipe).current_dir(folder.path()), 0);
+    assert!(folder.path().join("tiny-llama-compressed/manifest.json").exists());
+    // What is there is not written over.
+    expect_exit(&mut init, 2);
+    assert_eq!(std::fs::read_to_string(&recipe).unwrap(), text);
+}
+
+/// Groups that do not divide the rows are made smaller.
+#[test]
+fn a_recipe_fits_the_models_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    common::write_model(&model, common::Shape { hidden: 96, intermediate: 160, blocks: 1, vocabulary: 64 });
+    let recipe = folder.path().join("recipe.toml");
+    expect_exit(bantam().arg("init").arg(&model).arg("--out").arg(&recipe), 0);
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    assert!(text.contains("group_size = 32"), "{text}");
+    let plan = json(&expect_exit(bantam().args(["plan", "--json"]).arg(&recipe), 0));
+    assert_eq!(plan["fallbacks"].as_array().map(Vec::len), Some(0), "{plan}");
+}

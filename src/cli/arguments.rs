@@ -134,6 +134,12 @@ pub enum Command {
     /// `BANTAM_ADAPTER` (a part of a name, or `software`) says which one `--device gpu` uses.
     #[command(after_help = "Example:\n  bantam devices --json")]
     Devices(DevicesArguments),
+    /// Write a commented recipe that fits a model and this machine
+    ///
+    /// Plans 4-bit weights in groups of 128, and smaller groups or 8 bits where those do not divide the model's rows; tells
+    /// in comments what the recipe comes to and what else there is.
+    #[command(after_help = "Example:\n  bantam init ~/models/llama --out llama.toml")]
+    Init(InitArguments),
     /// Print the JSON schema of recipes or policies, so that editors complete and check them
     #[command(
         after_help = "Example:\n  bantam schema recipe > recipe.schema.json\n\nA first line `#:schema recipe.schema.json` in the TOML file names it to editors."
@@ -165,7 +171,7 @@ impl Command {
             Self::Calibrate(arguments) => arguments.json,
             Self::Masks(arguments) => arguments.json,
             Self::Devices(arguments) => arguments.json,
-            Self::Schema(_) | Self::Completions(_) | Self::Man(_) => false,
+            Self::Init(_) | Self::Schema(_) | Self::Completions(_) | Self::Man(_) => false,
         }
     }
 }
@@ -300,6 +306,16 @@ pub enum FindingsFormat {
     Junit,
     /// SARIF 2.1.0, for code hosts
     Sarif,
+}
+
+/// Arguments of `bantam init`.
+#[derive(Debug, Clone, Args)]
+pub struct InitArguments {
+    /// The checkpoint
+    pub model: PathBuf,
+    /// The recipe to write; it must not exist [default: recipe.toml]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// Arguments of `bantam schema`.

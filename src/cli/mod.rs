@@ -11,6 +11,7 @@ pub mod exchange;
 pub mod failure;
 pub mod findings;
 pub mod generate;
+pub mod init;
 pub mod inspect;
 mod job;
 pub mod masks;
@@ -27,8 +28,8 @@ pub mod verify;
 pub use arguments::{
     CalibrateArguments, CheckArguments, Command, CommandLine, CompletionsArguments, DecodeArguments, Denied,
     DenseDtype, Described, Device, DevicesArguments, DiffArguments, EvalArguments, ExportArguments, FindingsFormat,
-    GlobalArguments, ImportArguments, InspectArguments, ManArguments, MasksArguments, PlanArguments, RunArguments,
-    SchemaArguments, VerifyArguments,
+    GlobalArguments, ImportArguments, InitArguments, InspectArguments, ManArguments, MasksArguments, PlanArguments,
+    RunArguments, SchemaArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -71,6 +72,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Check(arguments) => check::execute(arguments, output),
         Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
+        Command::Init(arguments) => init::execute(arguments, output),
         Command::Schema(arguments) => generate::schema(arguments, output),
         Command::Completions(arguments) => generate::completions(arguments, output),
         Command::Man(arguments) => generate::man(arguments, output),
