@@ -42,8 +42,7 @@ class Latents:
     PARTS = ("raw", "codes", "scale", "least", "exact")
 
     def __init__(self, ranks, bits, by_channel):
-        self.ranks, self.by_channel = ranks, by_channel
-        self.bits = bits if ranks else None  # a projection that is no product is held as it is
+        self.ranks, self.bits, self.by_channel = ranks, bits, by_channel
         self.raw = self.codes = self.scale = self.least = self.exact = None
         self.first = self.coded = 0  # indices: of the first raw latent, and of the first that has no code
 
@@ -110,8 +109,8 @@ class LatentLayer(CacheLayerMixin):
 
     def reset(self):
         bits = self.policy["cache_bits"]
-        self.keys = Latents(self.ranks.get("key_ranks"), bits, by_channel=True)
-        self.values = Latents(self.ranks.get("value_ranks"), bits, by_channel=False)
+        self.keys = Latents(self.ranks["key_ranks"], bits, by_channel=True)
+        self.values = Latents(self.ranks["value_ranks"], bits, by_channel=False)
         self.length, self.is_initialized = 0, True
 
     def lazy_initialization(self, key_states, value_states):
@@ -194,7 +193,8 @@ class LatentCache(Cache):
                 tensors += [*layer.keys.tensors().values(), *layer.values.tensors().values()]
             elif layer.is_initialized:
                 tensors += [layer.keys, layer.values]
-        return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+        storages = {storage.data_ptr(): storage.nbytes() for storage in map(torch.Tensor.untyped_storage, tensors)}
+        return sum(storages.values())
 
     def _positions(self, function):
         if self.positions is not None and len(self.positions) > 1:
@@ -224,89 +224,66 @@ class LowRankAttention(nn.Module):
         super().__init__()
         self.config, self.layer_idx, self.head_dim = stock.config, stock.layer_idx, stock.head_dim
         self.scaling, self.dropout = stock.scaling, stock.attention_dropout
-        self.policy, self.ranks = policy, {"k": ranks.get("key_ranks"), "v": ranks.get("value_ranks")}
+        self.policy, self.ranks, self.of = policy, ranks, {"k": ranks["key_ranks"], "v": ranks["value_ranks"]}
         self.heads, self.sharing = stock.config.num_key_value_heads, stock.num_key_value_groups
         self.q_proj, self.o_proj = stock.q_proj, stock.o_proj
-        self.absorbs = policy["absorb_values"] and bool(self.ranks["v"])
         self._folded = (None, None)
-        for name, of_groups in self.ranks.items():
+        for name, of_groups in self.of.items():
             dense = getattr(stock, f"{name}_proj")
-            if not of_groups:
-                self.add_module(f"{name}_proj", dense)
-                continue
             rows = dense.out_features // len(of_groups)
             self.add_module(f"{name}_proj_a", nn.Linear(dense.in_features, sum(of_groups), bias=False))
             self.add_module(f"{name}_proj_b", nn.Linear(sum(of_groups), rows, bias=False))
             if dense.bias is not None:
                 self.add_module(f"{name}_proj", nn.ParameterDict({"bias": dense.bias}))
             if policy["window"]:
-                exact = nn.Linear(dense.in_features, dense.out_features, bias=False)
-                self.add_module(f"{name}_proj_exact", exact)
+                self.add_module(f"{name}_proj_exact", nn.Linear(dense.in_features, dense.out_features, bias=False))
 
     def bias(self, name):
         return getattr(self, f"{name}_proj").bias if hasattr(self, f"{name}_proj") else None
 
-    def latents(self, name, hidden_states):
-        """`[B, T, R]`; keys or values themselves where the projection is no product."""
-        return getattr(self, f"{name}_proj_a" if self.ranks[name] else f"{name}_proj")(hidden_states)
-
     def expand(self, name, latents):
         """Keys, not yet rotated, or values `[B, N, K, head_dim]` from latents."""
-        ranks = self.ranks[name]
-        if ranks:
-            factors = getattr(self, f"{name}_proj_b").weight.split(ranks, dim=1)
-            groups = zip(latents.split(ranks, dim=-1), factors)
-            latents = torch.cat([nn.functional.linear(part, factor) for part, factor in groups], dim=-1)
-            if self.bias(name) is not None:
-                latents = latents + self.bias(name)
-        return latents.unflatten(-1, (self.heads, self.head_dim))
+        factors = getattr(self, f"{name}_proj_b").weight.split(self.of[name], dim=1)
+        groups = zip(latents.split(self.of[name], dim=-1), factors)
+        states = torch.cat([nn.functional.linear(part, factor) for part, factor in groups], dim=-1)
+        states = states if self.bias(name) is None else states + self.bias(name)
+        return states.unflatten(-1, (self.heads, self.head_dim))
 
     def exact(self, name, hidden_states):
-        """What the original projection gives, for the window; `None` where nothing beside latents is held."""
-        if not self.policy["window"] or not self.ranks[name]:
-            return None
+        """What the original projection gives."""
         weight = getattr(self, f"{name}_proj_exact").weight
         return nn.functional.linear(hidden_states, weight, self.bias(name)).unflatten(-1, (self.heads, self.head_dim))
 
     def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, key_rotations=None,
                 **kwargs):
         count, window = hidden_states.shape[1], self.policy["window"]
-        ranks = {"key_ranks": self.ranks["k"], "value_ranks": self.ranks["v"]}
-        cache = LatentLayer(self.policy, ranks) if past_key_values is None else past_key_values.layers[self.layer_idx]
-        rotations = position_embeddings if key_rotations is None else key_rotations
+        if past_key_values is None:  # a cache for this call alone: one way to compute, with a cache and without
+            cache, rotations = LatentLayer(self.policy, self.ranks), position_embeddings
+        else:
+            cache, rotations = past_key_values.layers[self.layer_idx], key_rotations
         first, stop = cache.length, cache.length + count
-
         queries = rotate(self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)), position_embeddings)
-        exact_keys = self.exact("k", hidden_states)
-        if exact_keys is not None:
-            exact_keys = rotate(exact_keys, position_embeddings)
-        keys, values = cache.update(self.latents("k", hidden_states), self.latents("v", hidden_states), exact_keys,
-                                    self.exact("v", hidden_states))
+        exact = (None, None)
+        if window:
+            exact = rotate(self.exact("k", hidden_states), position_embeddings), self.exact("v", hidden_states)
+        keys, values = cache.update(self.k_proj_a(hidden_states), self.v_proj_a(hidden_states), *exact)
 
         def rebuilt(start, end, coded):
             """Keys and values (latents of values where `o_proj` has absorbed the rest) of a run of indices."""
             turned = rotate(self.expand("k", keys.read(start, end, coded)), [part[:, start:end] for part in rotations])
             latents = values.read(start, end, coded)
-            return start, turned, latents if self.absorbs else self.expand("v", latents)
+            return start, turned, latents if self.policy["absorb_values"] else self.expand("v", latents)
 
         # Three views of the past, of which a query sees each index in one: in codes, as latents, exactly.
-        raw_start = self.coded_before(first)
-        exact_start = max(first - window + 1, 0) if window else stop
-        branches = [rebuilt(0, self.coded_before(stop - 1), True), rebuilt(raw_start, max(stop - window, raw_start), False)]
-        exact = [side.read(exact_start, stop) if side.exact is None else side.exact[:, exact_start - stop :]
-                 for side in (keys, values)] if window else None
-        if exact is not None:
-            if keys.exact is None:
-                exact[0] = rotate(self.expand("k", exact[0]), [part[:, exact_start:stop] for part in rotations])
-            if values.exact is None:
-                exact[1] = self.expand("v", exact[1])
-            branches.append((exact_start, *exact))
-
+        raw, near = self.coded_before(first), max(first - window + 1, 0)
+        views = [rebuilt(0, self.coded_before(stop - 1), True), rebuilt(raw, max(stop - window, raw), False)]
+        if window:
+            views.append((near, keys.exact[:, near - stop :], values.exact[:, near - stop :]))
         pieces = []
         for start in range(first, stop, QUERIES_AT_ONCE):
             end = min(start + QUERIES_AT_ONCE, stop)
             mask = None if attention_mask is None else attention_mask[:, :, start - first : end - first]
-            pieces.append(self.attend(queries[:, start - first : end - first], branches, start, end, mask))
+            pieces.append(self.attend(queries[:, start - first : end - first], views, start, end, mask))
         cache.settle()
         return torch.cat(pieces, dim=1), None
 
@@ -314,21 +291,22 @@ class LowRankAttention(nn.Module):
         """The index before which this query sees codes."""
         return max(query + 1 - self.policy["window"], 0) // BLOCK * BLOCK if self.policy["cache_bits"] else 0
 
-    def attend(self, queries, branches, start, end, mask):
+    def attend(self, queries, views, start, end, mask):
         """The output `[B, T, hidden]` for the queries of indices `start..end`."""
         window, device = self.policy["window"], queries.device
         runs = [(0, self.coded_before(end - 1)), (self.coded_before(start), max(end - window, 0)),
                 (max(start - window + 1, 0), end)]
-        runs = [(low, max(low, high)) for low, high in runs[: len(branches)]]
+        runs = [(low, max(low, high)) for low, high in runs[: len(views)]]
         cut = [[part[:, low - begin : high - begin] for part in parts]
-               for (begin, *parts), (low, high) in zip(branches, runs)]
+               for (begin, *parts), (low, high) in zip(views, runs)]
         keys = torch.cat([part[0] for part in cut], dim=1)
         latent_columns = sum(high - low for low, high in runs[:2])
 
         t = torch.arange(start, end, device=device).unsqueeze(1)
         coded, latent, exact = (torch.arange(*run, device=device) for run in (*runs, (0, 0))[:3])
         seen_from = (t + 1 - window).div(BLOCK, rounding_mode="floor") * BLOCK if self.policy["cache_bits"] else t * 0
-        visible = torch.cat((coded < seen_from, (latent >= seen_from) & (latent <= t - window), exact > t - window), dim=1)
+        as_latents = (latent >= seen_from) & (latent <= t - window)
+        visible = torch.cat((coded < seen_from, as_latents, exact > t - window), dim=1)
         columns = torch.cat((coded, latent, exact))
         lowest = torch.finfo(queries.dtype).min
         if mask is None:
@@ -340,11 +318,12 @@ class LowRankAttention(nn.Module):
         grouped = queries.unflatten(2, (self.heads, self.sharing)).permute(0, 2, 3, 1, 4)
         scores = grouped.flatten(2, 3) @ keys.permute(0, 2, 3, 1) * self.scaling
         scores = scores.unflatten(2, (self.sharing, end - start)) + mask
-        weights = nn.functional.softmax(scores.masked_fill(~visible, lowest), dim=-1, dtype=torch.float32)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        weights = nn.functional.softmax(scores.masked_fill(~visible, lowest), dim=-1, dtype=wide)
         # A query that sees nothing is padding: its output, zero, must not depend on how many keys there are.
         weights = weights.masked_fill(~visible, 0).to(queries.dtype)
         weights = nn.functional.dropout(weights, p=self.dropout, training=self.training)
-        if self.absorbs:
+        if self.policy["absorb_values"]:
             return self.sum_latents(weights, [part[1] for part in cut], latent_columns)
         values = torch.cat([part[1] for part in cut], dim=1)
         return self.o_proj(self.weighted(weights, values))
@@ -358,14 +337,14 @@ class LowRankAttention(nn.Module):
     def sum_latents(self, weights, values, latent_columns):
         """As `o_proj` of the sum of values, without values for what is held as latents."""
         of_latents, of_exact = weights[..., :latent_columns], weights[..., latent_columns:]
-        latents = torch.cat(values[:2], dim=1).split(self.ranks["v"], dim=-1)
+        latents = torch.cat(values[:2], dim=1).split(self.of["v"], dim=-1)
         plain = self.weighted(of_exact, values[2]) if len(values) > 2 else None
         if self.bias("v") is not None:
             bias = of_latents.sum(dim=-1, keepdim=True) * self.bias("v").view(self.heads, 1, 1, self.head_dim)
             bias = bias.permute(0, 3, 1, 2, 4).flatten(2)
             plain = bias if plain is None else plain + bias
-        output = 0 if plain is None and self.o_proj.bias is None else self.o_proj.bias if plain is None else self.o_proj(plain)
-        for part, folded, share in zip(latents, self.folded(), of_latents.chunk(len(self.ranks["v"]), dim=1)):
+        output = self.o_proj(plain) if plain is not None else 0 if self.o_proj.bias is None else self.o_proj.bias
+        for part, folded, share in zip(latents, self.folded(), of_latents.chunk(len(self.of["v"]), dim=1)):
             output = output + self.weighted(share.flatten(1, 2).unsqueeze(1), part.unsqueeze(2)) @ folded
         return output
 
@@ -373,12 +352,13 @@ class LowRankAttention(nn.Module):
         """`o_proj` times B for each query head, by group `[heads of the group · r, hidden]`; made once and kept, but
         never where gradients must reach the factors."""
         weight, factor = self.o_proj.weight, self.v_proj_b.weight
-        made_of = [(tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in (weight, factor)]
+        made_of = [(tensor.data_ptr(), tensor.dtype, 0 if tensor.is_inference() else tensor._version)
+                   for tensor in (weight, factor)]
         if self._folded[0] == made_of and not torch.is_grad_enabled():
             return self._folded[1]
         wide = torch.promote_types(weight.dtype, torch.float32)
         by_head = weight.to(wide).view(weight.shape[0], self.heads, self.sharing, self.head_dim)
-        groups = zip(by_head.chunk(len(self.ranks["v"]), dim=1), factor.to(wide).split(self.ranks["v"], dim=1))
+        groups = zip(by_head.chunk(len(self.of["v"]), dim=1), factor.to(wide).split(self.of["v"], dim=1))
         folded = [torch.einsum("okpd,kdr->kpro", heads, part.unflatten(0, (-1, self.head_dim))).flatten(0, 2)
                   .to(weight.dtype).contiguous() for heads, part in groups]
         if not torch.is_grad_enabled():
@@ -413,6 +393,8 @@ class LowRankKeysAndValues:
     def __init__(self, config):
         super().__init__(config)
         policy = config.bantam["lowrank_kv"]
+        if policy["cache_group"] != BLOCK:
+            raise ValueError(f"blocks of {policy['cache_group']} tokens; this file knows blocks of {BLOCK}")
         for layer, ranks in zip(self.model.layers, policy["layers"], strict=True):
             if ranks:
                 layer.self_attn = LowRankAttention(layer.self_attn, policy, ranks)
