@@ -6,14 +6,16 @@ use super::{
     Action, Encode, MemoryPlan, Merge, Options, Plan, PlanError, SolvePlan, Unit,
     delta::{self, Shared},
     differences::{self, Wanted},
-    masks, memory, merge, shards, small_files, solving,
+    lowrank, masks, memory, merge, shards, small_files, solving,
 };
 use crate::{
     Result,
-    checkpoint::{is_float, scan_non_finite},
+    checkpoint::{bits_of, is_float, scan_non_finite},
     codec::{Rotations, RowSource},
+    forward::{CacheBytes, Model},
     layout::{
-        BaseTensors, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout,
+        BaseTensors, CachePolicy, LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec,
+        Refusal, TensorSpec, layout,
     },
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
@@ -46,6 +48,8 @@ struct Wish<'a> {
     mask: Option<mask::Settings>,
     /// Whether the model has a bias beside it.
     bias: bool,
+    /// What a runtime keeps instead of its outputs.
+    cache: Option<LatentCache>,
 }
 
 impl Wish<'_> {
@@ -67,6 +71,7 @@ impl Wish<'_> {
             codec: choice.codec.clone(),
             rotations: choice.rotations,
             codebook_of: choice.codebook_of.clone(),
+            cache: self.cache.clone(),
             activations: choice.activations,
             bias: self.bias,
         }
@@ -87,8 +92,19 @@ impl Plan {
         let assignments = inputs.recipe.assign(inputs.model)?;
         let mut merges = merge::merges(inputs, target.name(), &assignments, &mut fallbacks, &mut notes)?;
         let mut books = masks::Books::default();
-        let wishes = wishes(inputs, target.as_ref(), &assignments, &mut books)?;
-        let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes, &mut fallbacks)?;
+        let mut wishes = wishes(inputs, target.as_ref(), &assignments, &mut books)?;
+        let lowrank = lowrank::choose(
+            inputs,
+            target.name(),
+            wishes.iter().enumerate().filter_map(lowrank_of),
+            options,
+            &mut notes,
+        )?;
+        for (index, (_, cache)) in &lowrank {
+            wishes[*index].cache = Some(cache.clone());
+        }
+        let lowrank = lowrank.into_iter().map(|(index, (choice, _))| (index, choice)).collect();
+        let mut choices = choose(inputs, target.as_ref(), &wishes, lowrank, &mut notes, &mut fallbacks)?;
         share_codebooks(inputs, &wishes, &mut choices)?;
         for (wish, choice) in wishes.iter().zip(&choices) {
             let rule = &recipe.passes[wish.rule];
@@ -205,7 +221,7 @@ fn wishes<'a>(
         let bias = name
             .strip_suffix(".weight")
             .is_some_and(|module| inputs.source.tensor(&format!("{module}.bias")).is_some());
-        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, mask, bias });
+        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, mask, bias, cache: None });
     }
     if let Some((tensor, _)) = rotations.into_iter().next() {
         return Err(PlanError::RotatedDense { tensor }.into());
@@ -234,6 +250,20 @@ fn rotations(inputs: Inputs<'_>, assignments: &[Assignment]) -> Result<BTreeMap<
     Ok(rotations)
 }
 
+/// A projection of keys or values that is to become factors.
+fn lowrank_of<'a>((index, wish): (usize, &'a Wish<'_>)) -> Option<(usize, lowrank::Wanted<'a>)> {
+    let Settings::LowrankKv(settings) = &wish.settings else { return None };
+    let wanted = lowrank::Wanted {
+        matrix: &wish.matrix,
+        view: &wish.view,
+        role: &wish.mapped.role,
+        settings,
+        rule: wish.rule,
+        rotated: wish.rotations.is_some(),
+    };
+    Some((index, wanted))
+}
+
 /// What decides the form of a difference.
 fn differences_of<'a>(wish: &'a Wish<'_>) -> Wanted<'a> {
     Wanted { tensor: wish.tensor, matrix: &wish.matrix, transposed: wish.view.transposed, settings: &wish.settings }
@@ -244,11 +274,13 @@ fn choose(
     inputs: Inputs<'_>,
     target: &dyn Layout,
     wishes: &[Wish<'_>],
+    chosen: BTreeMap<usize, Choice>,
     notes: &mut Vec<String>,
     fallbacks: &mut Vec<Fallback>,
 ) -> Result<Vec<Choice>> {
     let mut choices: Vec<Option<Choice>> = Vec::with_capacity(wishes.len());
     let mut measured = differences::choose(inputs, wishes.iter().map(differences_of), fallbacks)?;
+    measured.extend(chosen);
     let mut by_rule: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, wish) in wishes.iter().enumerate() {
         let rule = &inputs.recipe.passes[wish.rule];
@@ -496,7 +528,13 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
         notes.push(format!("{decoded} compressed tensors of the source are written dense: no rule encodes them"));
     }
     let extra_files = target.extra_files(&matrices, &dense_modules);
-    let small_files = small_files::small_files(checkpoint, quantization_config.as_ref(), extra_files, &units, &files)?;
+    let members = target.config_members(&matrices, checkpoint.config().map(|config| &config.value));
+    let members = members.map_err(|(Refusal::Format(message) | Refusal::Shape(message))| PlanError::Together {
+        layout: target.name().as_str().into(),
+        message,
+    })?;
+    let config = (quantization_config.as_ref(), &members[..]);
+    let small_files = small_files::small_files(checkpoint, config, extra_files, &units, &files)?;
     let stored = checkpoint.tensors().len() + units.iter().map(|unit| unit.outputs.len()).sum::<usize>();
     let mut memory: MemoryPlan = memory::schedule(&units, target, stored, options)?;
     let mut resolved = recipe.resolved();
@@ -529,9 +567,16 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
         fallbacks,
         notes,
         memory,
+        cache: None,
         solve,
         digest: String::new(),
     };
+    if let Some(policy) = CachePolicy::of_matrices(&matrices, inputs.model.blocks) {
+        let model = Model::new(checkpoint.config().map(|config| &config.value), inputs.source)?;
+        let element_bits =
+            matrices.iter().find(|matrix| matrix.cache.is_some()).map_or(16, |it| bits_of(it.dense_dtype));
+        plan.cache = CacheBytes::of(&model, element_bits as u64 / 8, Some(&policy));
+    }
     plan.digest = digest(&plan);
     Ok(plan)
 }

@@ -54,7 +54,7 @@ fn solve(folder: &Path, name: &str, device: Option<&Device>, progress: &dyn Prog
     let recipe = Recipe::read_with(&recipe, &overrides).unwrap();
     let source = LogicalCheckpoint::open(Checkpoint::open(&PathBuf::from(&recipe.model)).unwrap()).unwrap();
     let map = ModelMap::of(&source);
-    let options = plan::Options { threads: 2, max_memory_bytes: None, deny_fallbacks: false, device: None };
+    let options = plan::Options { threads: 2, ..plan::Options::default() };
     let plan = Plan::new(Inputs { recipe: &recipe, source: &source, model: &map }, &options).unwrap();
     let stop = AtomicBool::new(false);
     let options = Options { fresh: false, deny_fallbacks: false, device, record_device: true, stop: &stop, progress };
