@@ -23,6 +23,7 @@ mod spec;
 mod state;
 mod store;
 mod stream;
+mod terms;
 mod weights;
 
 pub use attention::Attention;
@@ -40,4 +41,7 @@ pub use spec::{After, BlockSpec, ExpertsSpec, Kind, Latent, NormSpec, RouterRule
 pub use state::State;
 pub use store::Store;
 pub use stream::{Limits, in_pairs};
+#[cfg(test)]
+pub(crate) use terms::tests as terms_testing;
+pub use terms::{UnitRanges, add_terms, term_row};
 pub use weights::{InputFormat, Linear, LinearSpec, WeightSource, apply_together};
