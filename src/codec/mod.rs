@@ -16,6 +16,7 @@ pub mod pyramid;
 pub mod range;
 pub mod signs;
 pub mod sparse;
+pub mod taylor;
 pub mod vector;
 
 mod coded;
@@ -41,5 +42,6 @@ pub use pyramid::Pyramid;
 pub use rotations::Rotations;
 pub use scale::RoundedScale;
 pub use source::{DenseRows, Release, RowSource};
+pub use taylor::Taylor;
 pub use vector::{OutlierColumns, VectorFormat, VectorParts};
 pub use whole::{StoredMatrix, StoredTensor, Whole};

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Crumbs, Delta, LowRank, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
+use super::{
+    CodecError, Crumbs, Delta, LowRank, Pyramid, ScaleFormat, VectorFormat,
+    sparse::Sparse,
+    taylor::{Expansion, Taylor},
+};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -21,6 +25,8 @@ pub enum Whole {
     Crumbs(Crumbs),
     /// A product of two thin matrices, a difference; likewise.
     LowRank(LowRank),
+    /// Terms of polynomials in place of some columns.
+    Taylor(Taylor),
 }
 
 /// One stored tensor of a coded matrix.
@@ -56,6 +62,7 @@ impl Whole {
             Self::Delta(delta) => delta.name(),
             Self::Crumbs(crumbs) => crumbs.name(),
             Self::LowRank(low_rank) => low_rank.name(),
+            Self::Taylor(taylor) => taylor.name(),
         }
     }
 
@@ -68,7 +75,8 @@ impl Whole {
         let crumbs = || Crumbs::parse_name(name, storage.into()).map(Self::Crumbs);
         let low_rank = || LowRank::parse_name(name).map(Self::LowRank);
         let whole = Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse);
-        whole.or_else(delta).or_else(crumbs).or_else(low_rank)
+        let taylor = || Taylor::parse_name(name, storage.into()).map(Self::Taylor);
+        whole.or_else(delta).or_else(crumbs).or_else(low_rank).or_else(taylor)
     }
 
     /// The type of stored floats.
@@ -80,6 +88,7 @@ impl Whole {
             Self::Sparse(sparse) => sparse.dtype,
             Self::Delta(_) => Dtype::F32,
             Self::Crumbs(crumbs) => crumbs.dtype,
+            Self::Taylor(taylor) => taylor.plain,
         }
     }
 
@@ -101,6 +110,7 @@ impl Whole {
             Self::Delta(delta) => delta.validate(rows, columns),
             Self::Crumbs(crumbs) => crumbs.validate(rows, columns),
             Self::LowRank(low_rank) => low_rank.validate(rows, columns),
+            Self::Taylor(taylor) => taylor.validate(rows, columns),
         }
     }
 
@@ -125,7 +135,13 @@ impl Whole {
             Self::LowRank(low_rank) if low_rank.validate(rows, columns).is_ok() => {
                 low_rank.tensors(rows, columns).into_iter().map(stored).collect()
             }
-            Self::Vector(_) | Self::Sparse(_) | Self::Delta(_) | Self::Crumbs(_) | Self::LowRank(_) => Vec::new(),
+            Self::Taylor(taylor) if taylor.validate(rows, columns).is_ok() => taylor.tensors(rows, columns),
+            Self::Vector(_)
+            | Self::Sparse(_)
+            | Self::Delta(_)
+            | Self::Crumbs(_)
+            | Self::LowRank(_)
+            | Self::Taylor(_) => Vec::new(),
         }
     }
 
@@ -147,6 +163,7 @@ impl Whole {
             Self::Delta(delta) => delta.decode(rows, columns, stored),
             Self::Crumbs(crumbs) => crumbs.decode(rows, columns, stored),
             Self::LowRank(low_rank) => low_rank.decode(rows, columns, stored),
+            Self::Taylor(taylor) => Ok(Expansion::new(*taylor, rows, columns, stored)?.dense()),
         }
     }
 }
