@@ -110,6 +110,14 @@ impl Taylor {
         }
         tensors
     }
+
+    /// The dense matrix `[rows, columns]`: see [`Expansion::dense`].
+    ///
+    /// # Errors
+    /// As [`Expansion::new`].
+    pub fn decode(&self, rows: usize, columns: usize, stored: &[&[u8]]) -> Result<Vec<f32>, CodecError> {
+        Ok(Expansion::new(*self, rows, columns, stored)?.dense())
+    }
 }
 
 /// The name of the gate (or of the only up-projection) of an MLP, by the name of its down-projection; none for names that
