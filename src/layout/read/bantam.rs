@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, Dtype},
-    codec::{Codec, Coding, Granularity, OutlierCount, Rotations, ScaleFormat, Whole, ZeroPoint},
+    codec::{Codec, Coding, Granularity, OutlierCount, Rotations, ScaleFormat, Whole, ZeroPoint, stored_name},
     layout::{
         LayoutError,
         bantam::{VERSION, VERSION_WHOLE, outlier_column_type, outlier_value_type, per_row, scale_shape},
@@ -130,11 +130,11 @@ fn find_whole(
         let entry = match owner {
             // A part of the other matrix.
             Some(owner) => {
-                let part = format!("{owner}.{}", stored.suffix);
+                let part = stored_name(owner, stored.suffix);
                 let missing = || wrong(format!("has the codebooks of `{owner}`, but there is no `{part}`"));
                 checkpoint.tensor(&part).cloned().ok_or_else(missing)?
             }
-            None => parts.required(&format!("{name}.{}", stored.suffix))?,
+            None => parts.required(&stored_name(name, stored.suffix))?,
         };
         expect_type(&entry, &[stored.dtype], "the type that the number format asks for")?;
         let shape: Vec<usize> = experts.into_iter().chain(stored.shape).collect();
