@@ -47,6 +47,8 @@ pub mod torch_file;
 
 pub mod verify;
 
+pub mod audit;
+
 pub mod cli;
 
 pub use error::{Error, ExitCode, Result};

@@ -130,6 +130,12 @@ impl<'a> Layer<'a> {
         })
     }
 
+    /// Bytes of its terms.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (self.powers * self.outputs * self.units.len() * bits_of(self.terms.dtype) / 8) as u64
+    }
+
     /// Whether zeroth terms are withheld.
     #[must_use]
     pub fn is_hardened(&self) -> bool {

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, io};
 
 use super::Output;
 use crate::{
-    Error, ExitCode, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError,
+    Error, ExitCode, audit::AuditError, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError,
     exchange::ExchangeError, forward::ForwardError, layout::LayoutError, manifest::ManifestError, plan::PlanError,
     recipe::RecipeError, run::RunError,
 };
@@ -97,6 +97,9 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     }
     if let Some(error) = cause.downcast_ref::<Error>() {
         return Some((error.exit_code(), error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<AuditError>() {
+        return Some((ExitCode::Input, error.hint()));
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
         return Some((ExitCode::Input, error.hint()));

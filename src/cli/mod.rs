@@ -1,6 +1,7 @@
 //! The command line: arguments, dispatch, and how a failure becomes a message and an exit code. One file per command.
 
 pub mod arguments;
+pub mod audit;
 pub mod calibrate;
 pub mod decode;
 pub mod devices;
@@ -22,7 +23,7 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
+    AuditArguments, CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
     DiffArguments, EvalArguments, ExportArguments, GlobalArguments, ImportArguments, InspectArguments, MasksArguments,
     PlanArguments, RunArguments, VerifyArguments,
 };
@@ -64,6 +65,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Eval(arguments) => eval::execute(arguments, output),
         Command::Calibrate(arguments) => calibrate::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
+        Command::Audit(arguments) => audit::execute(arguments, output),
         Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
     }
