@@ -56,7 +56,9 @@ impl Disguise {
         let mut factor = |row: &[f32]| {
             let mut exponent = below(2 * LARGEST_EXPONENT as usize + 1) as i32 - LARGEST_EXPONENT;
             let sign = if below(2) == 0 { 1.0 } else { -1.0 };
-            while exponent != 0 && !row.iter().all(|value| is_exact(value * 2_f32.powi(exponent), *value, exponent, dtype)) {
+            while exponent != 0
+                && !row.iter().all(|value| is_exact(value * 2_f32.powi(exponent), *value, exponent, dtype))
+            {
                 exponent -= exponent.signum();
             }
             sign * 2_f32.powi(exponent)
@@ -193,7 +195,8 @@ mod tests {
         let value = |place: usize| {
             let inside = z[place].clamp(f64::from(points.lo[place]), f64::from(points.hi[place]));
             let s = (inside - f64::from(points.z0[place])) / f64::from(points.h[place]);
-            polynomials[place].iter().enumerate().skip(lowest).map(|(n, c)| c * s.powi(n as i32)).sum::<f64>() * u[place]
+            polynomials[place].iter().enumerate().skip(lowest).map(|(n, c)| c * s.powi(n as i32)).sum::<f64>()
+                * u[place]
         };
         let values: Vec<f64> = (0..polynomials.len()).map(value).collect();
         (0..down.rows)
@@ -254,8 +257,7 @@ mod tests {
                 let inputs = [&z(&stored_gate, None)[..], &factors(stored_up.as_ref())];
                 let found = output(&stored_down, &stored, 1, &stored_points, inputs);
                 for (row, (expected, found)) in expected.iter().zip(&found).enumerate() {
-                    let linear =
-                        if gated { dot(merged.row(row), &x) } else { f64::from(merged.values[row]) };
+                    let linear = if gated { dot(merged.row(row), &x) } else { f64::from(merged.values[row]) };
                     assert!((found + linear - expected).abs() < 2e-6, "{expected} {}", found + linear);
                 }
             }

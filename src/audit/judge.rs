@@ -118,8 +118,7 @@ fn canonical(row: &[f32]) -> (Vec<u32>, f64) {
 pub fn guessed_factors(layer: &Layer<'_>, columns: &Columns) -> Option<Vec<f64>> {
     let (plain, up) = (layer.plain()?, layer.up()?);
     let mut protected = layer.units.iter().peekable();
-    let others: Vec<usize> =
-        (0..layer.hidden_units).filter(|unit| protected.next_if_eq(&unit).is_none()).collect();
+    let others: Vec<usize> = (0..layer.hidden_units).filter(|unit| protected.next_if_eq(&unit).is_none()).collect();
     let lengths = |matrix: &Matrix| {
         let mut squares = vec![0.0_f64; matrix.columns];
         for row in matrix.values.chunks_exact(matrix.columns.max(1)) {

@@ -100,7 +100,8 @@ impl<'a> Layer<'a> {
             return Err(wrong(&points.name, "has points that are no numbers, or scales that are not positive".into()));
         }
         let indices = checkpoint.bytes(units).as_chunks::<4>().0.iter();
-        let indices: Option<Vec<usize>> = indices.map(|bytes| usize::try_from(i32::from_le_bytes(*bytes)).ok()).collect();
+        let indices: Option<Vec<usize>> =
+            indices.map(|bytes| usize::try_from(i32::from_le_bytes(*bytes)).ok()).collect();
         let ascending = |indices: &Vec<usize>| {
             indices.is_sorted_by(|a, b| a < b) && indices.last().is_some_and(|last| *last < hidden_units)
         };
@@ -109,8 +110,7 @@ impl<'a> Layer<'a> {
             .ok_or_else(|| wrong(&units.name, format!("does not ascend within {hidden_units} units")))?;
         let gate = gate_of(&format!("{module}.weight"));
         let up = gate.as_ref().and_then(|gate| UPS.iter().find_map(|(from, to)| replaced(gate, from, to)));
-        let biased =
-            gate.as_ref().is_some_and(|gate| checkpoint.tensor(&gate.replace(".weight", ".bias")).is_some());
+        let biased = gate.as_ref().is_some_and(|gate| checkpoint.tensor(&gate.replace(".weight", ".bias")).is_some());
         Ok(Self {
             checkpoint,
             module: module.to_owned(),

@@ -155,7 +155,8 @@ fn audit_layer(layer: &Layer<'_>, source: Option<&Checkpoint>) -> Result<LayerAu
     for attack in kinds {
         let readings = read(layer, &profiles, *attack);
         let columns = columns(layer, &readings);
-        let errors = original.as_ref().zip(matches.as_ref()).map(|(original, matches)| original.errors(&columns, matches));
+        let errors =
+            original.as_ref().zip(matches.as_ref()).map(|(original, matches)| original.errors(&columns, matches));
         let below = |values: &[f64]| values.iter().filter(|value| **value < RECOVERED).count();
         let right = |matches: &Vec<Option<judge::Match>>| {
             let pairs = readings.iter().zip(matches);
@@ -176,7 +177,8 @@ fn audit_layer(layer: &Layer<'_>, source: Option<&Checkpoint>) -> Result<LayerAu
                 pairs.filter(|(guess, found)| found.is_some_and(|found| found.up.abs() == **guess)).count()
             });
             let in_place = original.as_ref().map(|original| below(&original.errors_in_place(&columns, &layer.units)));
-            let negative = |matches: &Vec<Option<judge::Match>>| matches.iter().flatten().filter(|m| m.up < 0.0).count();
+            let negative =
+                |matches: &Vec<Option<judge::Match>>| matches.iter().flatten().filter(|m| m.up < 0.0).count();
             withheld = Some(Withheld {
                 merged_error: merged_error(layer, &columns, &readings),
                 as_they_are: in_place,

@@ -4,9 +4,9 @@ use std::{error::Error as StdError, io};
 
 use super::Output;
 use crate::{
-    Error, ExitCode, audit::AuditError, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError, decode::DecodeError,
-    exchange::ExchangeError, forward::ForwardError, layout::LayoutError, manifest::ManifestError, plan::PlanError,
-    recipe::RecipeError, run::RunError,
+    Error, ExitCode, audit::AuditError, calibration::TokenError, checkpoint::CheckpointError, codec::CodecError,
+    decode::DecodeError, exchange::ExchangeError, forward::ForwardError, layout::LayoutError, manifest::ManifestError,
+    plan::PlanError, recipe::RecipeError, run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.

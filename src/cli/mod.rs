@@ -23,9 +23,9 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    AuditArguments, CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device, DevicesArguments,
-    DiffArguments, EvalArguments, ExportArguments, GlobalArguments, ImportArguments, InspectArguments, MasksArguments,
-    PlanArguments, RunArguments, VerifyArguments,
+    AuditArguments, CalibrateArguments, Command, CommandLine, DecodeArguments, Denied, DenseDtype, Device,
+    DevicesArguments, DiffArguments, EvalArguments, ExportArguments, GlobalArguments, ImportArguments,
+    InspectArguments, MasksArguments, PlanArguments, RunArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};

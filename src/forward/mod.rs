@@ -43,7 +43,7 @@ pub use spec::{After, BlockSpec, ExpertsSpec, Kind, Latent, NormSpec, RouterRule
 pub use state::State;
 pub use store::Store;
 pub use stream::{Limits, in_pairs};
+pub use terms::add_terms;
 #[cfg(test)]
 pub(crate) use terms::tests as terms_testing;
-pub use terms::{UnitRanges, add_terms, term_row};
 pub use weights::{InputFormat, Linear, LinearSpec, WeightSource, apply_together};

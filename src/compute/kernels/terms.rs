@@ -7,9 +7,8 @@ const POWERS: &str = shader!("powers.wgsl");
 /// Invocations of a workgroup.
 const SIZE: usize = 64;
 
-/// One term of a polynomial, Θ_n = W diag(c_n), F32 `[rows, columns]`: the same bits as
-/// [`crate::forward::term_row`]'s, but where the device takes subnormal numbers for zero. `coefficients` are F32, one a
-/// column.
+/// One term of a polynomial, Θ_n = W diag(c_n), F32 `[rows, columns]`, each product rounded once. `coefficients` are F32, one
+/// a column: [`crate::passes::taylor_mlp::encode`] multiplies with F64 and may differ by a unit in the last place.
 ///
 /// # Errors
 /// [`ComputeError`] for want of memory, or of a device.
