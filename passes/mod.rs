@@ -13,6 +13,7 @@ pub mod rtn;
 mod setting;
 pub mod smoothquant;
 pub mod smoothquant_plus;
+pub mod taylor_mlp;
 pub mod vptq;
 
 use crate::{
@@ -49,6 +50,8 @@ pub enum Settings {
     Breadcrumbs(breadcrumbs::Settings),
     /// Keys and values in factors.
     LowrankKv(lowrank_kv::Settings),
+    /// Polynomials in place of activations.
+    TaylorMlp(taylor_mlp::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -99,6 +102,7 @@ pub const REGISTRY: &[PassInfo] = &[
     bitdelta::INFO,
     breadcrumbs::INFO,
     lowrank_kv::INFO,
+    taylor_mlp::INFO,
 ];
 
 /// One matrix as a pass sees it at plan time.
@@ -366,7 +370,7 @@ impl Settings {
             Self::Mask(settings) => settings.needs_calibration(),
             Self::Pvq(_) | Self::Vptq(_) | Self::LowrankKv(_) => self.is_solved(),
             Self::BitDelta(_) => self.is_solved() || self.training().is_some(),
-            Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
+            Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) | Self::TaylorMlp(_) => true,
         }
     }
 
@@ -391,6 +395,9 @@ impl Settings {
             Self::BitDelta(settings) => Ok(settings.choose()),
             Self::Breadcrumbs(settings) => settings.choose(matrix),
             Self::LowrankKv(_) => Err(SettingError::new("use", "ranks follow from the model's heads")),
+            Self::TaylorMlp(_) => {
+                Err(SettingError { key: "use".into(), message: "takes down-projections of MLPs".into() })
+            }
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }

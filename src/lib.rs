@@ -48,6 +48,8 @@ pub mod torch_file;
 
 pub mod verify;
 
+pub mod audit;
+
 pub mod cli;
 
 pub use error::{Error, ExitCode, Result};

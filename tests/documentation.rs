@@ -73,7 +73,8 @@ fn links_lead_to_files_and_headings() {
                 continue;
             }
             checked += 1;
-            let (file, anchor) = link.split_once('#').map_or((link.as_str(), None), |(file, anchor)| (file, Some(anchor)));
+            let (file, anchor) =
+                link.split_once('#').map_or((link.as_str(), None), |(file, anchor)| (file, Some(anchor)));
             let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
             let found = target.exists()
                 && anchor.is_none_or(|anchor| {

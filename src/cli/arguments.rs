@@ -121,6 +121,14 @@ pub enum Command {
         after_help = "Examples:\n  bantam check llama-int4 --policy policy.toml\n  bantam check llama-int4 --policy policy.toml --format junit > report.xml"
     )]
     Check(CheckArguments),
+    /// Recover weights from an artifact of pass `taylor_mlp`, to show that it does not protect them
+    ///
+    /// Mounts the known attack on what the artifact stores, and nothing else: the terms of a unit share one column, so that
+    /// their ratios tell the polynomial, and the column follows. Says how many of the protected columns that gives back: with
+    /// --source by comparing them, else by whether they explain every stored term. It always exits with 0 when it has
+    /// an answer.
+    #[command(after_help = "Example:\n  bantam audit llama-taylor --source ~/models/llama")]
+    Audit(AuditArguments),
     /// Save which weights of a 2:4 model are kept
     ///
     /// Writes MaskLLM's `.npz`: an entry `NAME.mask` for every matrix of which each four neighbouring weights of a row have
@@ -167,6 +175,7 @@ impl Command {
             Self::Diff(arguments) => arguments.json,
             Self::Verify(arguments) => arguments.json,
             Self::Check(arguments) => arguments.format == FindingsFormat::Json,
+            Self::Audit(arguments) => arguments.json,
             Self::Eval(arguments) => arguments.json,
             Self::Calibrate(arguments) => arguments.json,
             Self::Masks(arguments) => arguments.json,
@@ -349,6 +358,19 @@ pub struct ManArguments {
     /// A folder that gets a page for every command; without it the main page is printed
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// Arguments of `bantam audit`.
+#[derive(Debug, Clone, Args)]
+pub struct AuditArguments {
+    /// The folder that a run with pass `taylor_mlp` wrote
+    pub artifact: PathBuf,
+    /// The checkpoint it was made of: it judges what was recovered, and is not used to recover it
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// The result as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `bantam decode`.

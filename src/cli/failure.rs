@@ -4,9 +4,9 @@ use std::{error::Error as StdError, io};
 
 use super::Output;
 use crate::{
-    Error, ExitCode, calibration::TokenError, check::PolicyError, checkpoint::CheckpointError, codec::CodecError,
-    decode::DecodeError, exchange::ExchangeError, forward::ForwardError, layout::LayoutError, manifest::ManifestError,
-    plan::PlanError, recipe::RecipeError, run::RunError,
+    Error, ExitCode, audit::AuditError, calibration::TokenError, check::PolicyError, checkpoint::CheckpointError,
+    codec::CodecError, decode::DecodeError, exchange::ExchangeError, forward::ForwardError, layout::LayoutError,
+    manifest::ManifestError, plan::PlanError, recipe::RecipeError, run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.
@@ -97,6 +97,9 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     }
     if let Some(error) = cause.downcast_ref::<Error>() {
         return Some((error.exit_code(), error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<AuditError>() {
+        return Some((ExitCode::Input, error.hint()));
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
         return Some((ExitCode::Input, error.hint()));

@@ -1,6 +1,7 @@
 //! The command line: arguments, dispatch, and how a failure becomes a message and an exit code. One file per command.
 
 pub mod arguments;
+pub mod audit;
 pub mod calibrate;
 pub mod check;
 pub mod decode;
@@ -26,10 +27,10 @@ pub mod table;
 pub mod verify;
 
 pub use arguments::{
-    CalibrateArguments, CheckArguments, Command, CommandLine, CompletionsArguments, DecodeArguments, Denied,
-    DenseDtype, Described, Device, DevicesArguments, DiffArguments, EvalArguments, ExportArguments, FindingsFormat,
-    GlobalArguments, ImportArguments, InitArguments, InspectArguments, ManArguments, MasksArguments, PlanArguments,
-    RunArguments, SchemaArguments, VerifyArguments,
+    AuditArguments, CalibrateArguments, CheckArguments, Command, CommandLine, CompletionsArguments, DecodeArguments,
+    Denied, DenseDtype, Described, Device, DevicesArguments, DiffArguments, EvalArguments, ExportArguments,
+    FindingsFormat, GlobalArguments, ImportArguments, InitArguments, InspectArguments, ManArguments, MasksArguments,
+    PlanArguments, RunArguments, SchemaArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -70,6 +71,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Calibrate(arguments) => calibrate::execute(arguments, output),
         Command::Verify(arguments) => verify::execute(arguments, output),
         Command::Check(arguments) => check::execute(arguments, output),
+        Command::Audit(arguments) => audit::execute(arguments, output),
         Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
         Command::Init(arguments) => init::execute(arguments, output),

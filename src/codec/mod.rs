@@ -17,6 +17,7 @@ pub mod pyramid;
 pub mod range;
 pub mod signs;
 pub mod sparse;
+pub mod taylor;
 pub mod vector;
 
 mod coded;
@@ -43,5 +44,6 @@ pub use pyramid::Pyramid;
 pub use rotations::Rotations;
 pub use scale::RoundedScale;
 pub use source::{DenseRows, Release, RowSource};
+pub use taylor::Taylor;
 pub use vector::{OutlierColumns, VectorFormat, VectorParts};
 pub use whole::{StoredMatrix, StoredTensor, Whole, stored_name};

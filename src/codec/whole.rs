@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Crumbs, Delta, Factors, LowRank, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
+use super::{CodecError, Crumbs, Delta, Factors, LowRank, Pyramid, ScaleFormat, Taylor, VectorFormat, sparse::Sparse};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -23,6 +23,8 @@ pub enum Whole {
     LowRank(LowRank),
     /// A product of two thin matrices, by groups of rows.
     Factors(Factors),
+    /// Terms of polynomials in place of some columns.
+    Taylor(Taylor),
 }
 
 /// One stored tensor of a coded matrix.
@@ -70,6 +72,7 @@ impl Whole {
             Self::Crumbs(crumbs) => crumbs.name(),
             Self::LowRank(low_rank) => low_rank.name(),
             Self::Factors(factors) => factors.name(),
+            Self::Taylor(taylor) => taylor.name(),
         }
     }
 
@@ -83,7 +86,8 @@ impl Whole {
         let low_rank = || LowRank::parse_name(name).map(Self::LowRank);
         let whole = Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse);
         let factors = || Factors::parse_name(name, storage).map(Self::Factors);
-        whole.or_else(delta).or_else(crumbs).or_else(low_rank).or_else(factors)
+        let taylor = || Taylor::parse_name(name, storage.into()).map(Self::Taylor);
+        whole.or_else(delta).or_else(crumbs).or_else(low_rank).or_else(factors).or_else(taylor)
     }
 
     /// The type of stored floats.
@@ -95,6 +99,7 @@ impl Whole {
             Self::Sparse(sparse) => sparse.dtype,
             Self::Delta(_) => Dtype::F32,
             Self::Factors(factors) => factors.storage.into(),
+            Self::Taylor(taylor) => taylor.plain,
             Self::Crumbs(crumbs) => crumbs.dtype,
         }
     }
@@ -118,6 +123,7 @@ impl Whole {
             Self::Crumbs(crumbs) => crumbs.validate(rows, columns),
             Self::LowRank(low_rank) => low_rank.validate(rows, columns),
             Self::Factors(factors) => factors.validate(rows, columns),
+            Self::Taylor(taylor) => taylor.validate(rows, columns),
         }
     }
 
@@ -143,12 +149,14 @@ impl Whole {
                 low_rank.tensors(rows, columns).into_iter().map(stored).collect()
             }
             Self::Factors(factors) if factors.validate(rows, columns).is_ok() => factors.tensors(rows, columns),
+            Self::Taylor(taylor) if taylor.validate(rows, columns).is_ok() => taylor.tensors(rows, columns),
             Self::Vector(_)
             | Self::Sparse(_)
             | Self::Delta(_)
             | Self::Crumbs(_)
             | Self::LowRank(_)
-            | Self::Factors(_) => Vec::new(),
+            | Self::Factors(_)
+            | Self::Taylor(_) => Vec::new(),
         }
     }
 
@@ -177,6 +185,7 @@ impl Whole {
             Self::Crumbs(crumbs) => crumbs.decode(rows, columns, stored),
             Self::LowRank(low_rank) => low_rank.decode(rows, columns, stored),
             Self::Factors(factors) => factors.decode(rows, columns, stored),
+            Self::Taylor(taylor) => taylor.decode(rows, columns, stored),
         }
     }
 }

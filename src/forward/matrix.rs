@@ -72,6 +72,15 @@ impl Matrix {
 
 /// Writes `x wᵀ` into columns `first..first + w.rows` of `out`. `x` is `[tokens, input]`, `w` is `[output, input]`.
 pub fn multiply_transposed_into(x: &Matrix, w: MatRef<'_, f32>, out: &mut Matrix, first: usize) {
+    product(x, w, out, first, Accum::Replace);
+}
+
+/// Adds `x wᵀ` to `out`.
+pub fn add_multiply_transposed(x: &Matrix, w: MatRef<'_, f32>, out: &mut Matrix) {
+    product(x, w, out, 0, Accum::Add);
+}
+
+fn product(x: &Matrix, w: MatRef<'_, f32>, out: &mut Matrix, first: usize, accumulate: Accum) {
     let (rows, width) = (out.rows, out.columns);
     if x.rows == 0 || width == 0 || x.columns == 0 {
         return;
@@ -90,7 +99,7 @@ pub fn multiply_transposed_into(x: &Matrix, w: MatRef<'_, f32>, out: &mut Matrix
     }
     tiles.into_par_iter().for_each(|(row, column, tile)| {
         let (x, w) = (x.subrows(row, tile.nrows()), w.subrows(column, tile.ncols()));
-        matmul(tile, Accum::Replace, x, w.transpose(), 1.0, Par::Seq);
+        matmul(tile, accumulate, x, w.transpose(), 1.0, Par::Seq);
     });
 }
 

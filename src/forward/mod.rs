@@ -13,6 +13,7 @@ mod config;
 #[cfg(test)]
 mod device_tests;
 mod error;
+mod expanded;
 mod experts;
 mod inputs;
 mod kernels;
@@ -24,6 +25,7 @@ mod spec;
 mod state;
 mod store;
 mod stream;
+mod terms;
 mod weights;
 
 pub use attention::Attention;
@@ -31,6 +33,7 @@ pub use block::Block;
 pub(crate) use block::vector;
 pub use cache_bytes::CacheBytes;
 pub use error::{ARCHITECTURES, ForwardError};
+pub use expanded::{AsStored, Expanded};
 pub use experts::{Expert, Routing};
 pub use inputs::rounded;
 pub(crate) use kernels::Norm;
@@ -42,4 +45,7 @@ pub use spec::{After, BlockSpec, ExpertsSpec, Kind, Latent, NormSpec, RouterRule
 pub use state::State;
 pub use store::Store;
 pub use stream::{Limits, in_pairs};
+pub use terms::add_terms;
+#[cfg(test)]
+pub(crate) use terms::tests as terms_testing;
 pub use weights::{InputFormat, Linear, LinearSpec, WeightSource, apply_together};

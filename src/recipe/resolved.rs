@@ -90,6 +90,7 @@ pub(super) fn complete(settings: &Settings) -> Value {
         Settings::BitDelta(settings) => serde_json::to_value(settings),
         Settings::Breadcrumbs(settings) => serde_json::to_value(settings),
         Settings::LowrankKv(settings) => serde_json::to_value(settings),
+        Settings::TaylorMlp(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }

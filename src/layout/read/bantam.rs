@@ -6,6 +6,7 @@ use super::{
     Found, Parts,
     codes::Codes,
     config::QuantizationConfig,
+    expanded,
     matrix::{CodedMatrix, OutlierEntries},
     parts::{addressable, elements, expect_shape, expect_type, shape_error},
     scales::{Scales, Zeros},
@@ -87,6 +88,10 @@ pub(super) fn find_groups(
                 Coding::Scalar(codec) => find_matrix(checkpoint, &group, codec, name, shape, index)?,
                 Coding::Whole(whole) => find_whole(checkpoint, &group, whole, (name, format), shape, index)?,
             };
+            if let Coding::Whole(Whole::Taylor(taylor)) = &coding {
+                let (_, _, columns) = lengths(&group, shape).unwrap_or_default();
+                found.extend(expanded::gates(checkpoint, taylor, name, columns)?);
+            }
             found.push(matrix.rotated(group.rotations));
         }
     }

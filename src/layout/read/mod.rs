@@ -7,6 +7,7 @@ mod codes;
 mod compressed_tensors;
 mod config;
 mod delta;
+mod expanded;
 mod gptq;
 mod inputs;
 mod masks;
@@ -106,6 +107,11 @@ enum Stored {
     Same,
     /// The base's but for some rows.
     Rows(ChangedRows),
+    /// As it is, but for signs of units that the terms of a down-projection tell.
+    Signed {
+        /// The down-projection.
+        down: String,
+    },
 }
 
 /// A logical tensor that was recognised.
@@ -165,7 +171,12 @@ impl Found {
                 self.stored = Stored::Whole { matrix, transposed };
             }
             Stored::Whole { ref mut matrix, .. } => matrix.rotations = Some(rotations),
-            Stored::Plain | Stored::Sparse(_) | Stored::Difference { .. } | Stored::Same | Stored::Rows(_) => {}
+            Stored::Plain
+            | Stored::Sparse(_)
+            | Stored::Difference { .. }
+            | Stored::Same
+            | Stored::Rows(_)
+            | Stored::Signed { .. } => {}
         }
         self
     }
@@ -281,6 +292,7 @@ impl LogicalCheckpoint {
         let (source, stack, stored_transposed): (Box<dyn RowSource + '_>, usize, bool) = match &self.stored[index] {
             Stored::Plain => return self.plain_rows(&self.tensors[index], transposed),
             Stored::Same => return self.same_rows(name, transposed),
+            Stored::Signed { down } => return self.signed_rows(&self.tensors[index], down, transposed),
             Stored::Rows(changed) => return self.changed_rows(&self.tensors[index], changed, transposed),
             Stored::Difference { matrix, transposed } => {
                 (self.summed(name, matrix, *transposed)?, matrix.stack, *transposed)

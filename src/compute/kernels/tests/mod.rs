@@ -7,6 +7,7 @@ mod extents;
 mod pyramid;
 mod select;
 mod signs;
+mod terms;
 
 use half::{bf16, f16};
 
