@@ -169,6 +169,7 @@ fn masked(name: &str, rows: usize, columns: usize, format: Sparse) -> MatrixSpec
         codec: Whole::Sparse(format).into(),
         rotations: None,
         codebook_of: None,
+        cache: None,
         activations: Activations::None,
         bias: false,
     }

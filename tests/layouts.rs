@@ -235,6 +235,7 @@ fn spec(name: &str, rows: usize, columns: usize, codec: Codec) -> MatrixSpec {
         codec: codec.into(),
         rotations: None,
         codebook_of: None,
+        cache: None,
         bias: false,
         activations: Activations::None,
     }

@@ -14,7 +14,7 @@ const CONFIG_CAP_BYTES: u64 = 64 << 20;
 const COMPANION_CAP_BYTES: u64 = 256 << 20;
 
 /// Files that the artifact has its own of, and what other quantization tools leave behind, which would contradict it.
-const MADE_ANEW: [&str; 8] = [
+const MADE_ANEW: [&str; 10] = [
     "config.json",
     "manifest.json",
     "run.json",
@@ -23,6 +23,8 @@ const MADE_ANEW: [&str; 8] = [
     "hf_quant_config.json",
     "smash_config.json",
     "recipe.yaml",
+    "modeling_bantam_lowrank_kv.py",
+    "modeling_bantam_taylor_mlp.py",
 ];
 
 /// Extensions of weights, of whatever framework.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Crumbs, Delta, LowRank, Pyramid, ScaleFormat, VectorFormat, sparse::Sparse};
+use super::{CodecError, Crumbs, Delta, Factors, LowRank, Pyramid, ScaleFormat, Taylor, VectorFormat, sparse::Sparse};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -21,6 +21,10 @@ pub enum Whole {
     Crumbs(Crumbs),
     /// A product of two thin matrices, a difference; likewise.
     LowRank(LowRank),
+    /// A product of two thin matrices, by groups of rows.
+    Factors(Factors),
+    /// Terms of polynomials in place of some columns.
+    Taylor(Taylor),
 }
 
 /// One stored tensor of a coded matrix.
@@ -45,6 +49,17 @@ impl StoredTensor {
 /// A coded matrix: the bytes of each of [`Whole::tensors`].
 pub type StoredMatrix = Vec<Vec<u8>>;
 
+/// The name of a stored tensor of a matrix: a suffix that begins with `_` goes on with the module's name
+/// (`k_proj.weight` and `_a.weight` make `k_proj_a.weight`), any other one stands behind the matrix's own.
+#[must_use]
+pub fn stored_name(matrix: &str, suffix: &str) -> String {
+    if suffix.starts_with('_') {
+        format!("{}{suffix}", matrix.strip_suffix(".weight").unwrap_or(matrix))
+    } else {
+        format!("{matrix}.{suffix}")
+    }
+}
+
 impl Whole {
     /// Its short name.
     #[must_use]
@@ -56,6 +71,8 @@ impl Whole {
             Self::Delta(delta) => delta.name(),
             Self::Crumbs(crumbs) => crumbs.name(),
             Self::LowRank(low_rank) => low_rank.name(),
+            Self::Factors(factors) => factors.name(),
+            Self::Taylor(taylor) => taylor.name(),
         }
     }
 
@@ -68,7 +85,9 @@ impl Whole {
         let crumbs = || Crumbs::parse_name(name, storage.into()).map(Self::Crumbs);
         let low_rank = || LowRank::parse_name(name).map(Self::LowRank);
         let whole = Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse);
-        whole.or_else(delta).or_else(crumbs).or_else(low_rank)
+        let factors = || Factors::parse_name(name, storage).map(Self::Factors);
+        let taylor = || Taylor::parse_name(name, storage.into()).map(Self::Taylor);
+        whole.or_else(delta).or_else(crumbs).or_else(low_rank).or_else(factors).or_else(taylor)
     }
 
     /// The type of stored floats.
@@ -79,6 +98,8 @@ impl Whole {
             Self::Vector(format) => format.storage.into(),
             Self::Sparse(sparse) => sparse.dtype,
             Self::Delta(_) => Dtype::F32,
+            Self::Factors(factors) => factors.storage.into(),
+            Self::Taylor(taylor) => taylor.plain,
             Self::Crumbs(crumbs) => crumbs.dtype,
         }
     }
@@ -101,6 +122,8 @@ impl Whole {
             Self::Delta(delta) => delta.validate(rows, columns),
             Self::Crumbs(crumbs) => crumbs.validate(rows, columns),
             Self::LowRank(low_rank) => low_rank.validate(rows, columns),
+            Self::Factors(factors) => factors.validate(rows, columns),
+            Self::Taylor(taylor) => taylor.validate(rows, columns),
         }
     }
 
@@ -125,7 +148,15 @@ impl Whole {
             Self::LowRank(low_rank) if low_rank.validate(rows, columns).is_ok() => {
                 low_rank.tensors(rows, columns).into_iter().map(stored).collect()
             }
-            Self::Vector(_) | Self::Sparse(_) | Self::Delta(_) | Self::Crumbs(_) | Self::LowRank(_) => Vec::new(),
+            Self::Factors(factors) if factors.validate(rows, columns).is_ok() => factors.tensors(rows, columns),
+            Self::Taylor(taylor) if taylor.validate(rows, columns).is_ok() => taylor.tensors(rows, columns),
+            Self::Vector(_)
+            | Self::Sparse(_)
+            | Self::Delta(_)
+            | Self::Crumbs(_)
+            | Self::LowRank(_)
+            | Self::Factors(_)
+            | Self::Taylor(_) => Vec::new(),
         }
     }
 
@@ -133,6 +164,12 @@ impl Whole {
     #[must_use]
     pub fn is_codebook(&self, suffix: &str) -> bool {
         matches!(self, Self::Vector(_)) && suffix.ends_with("centroids.weight")
+    }
+
+    /// Whether a stored tensor is the matrix itself, kept beside what it is coded as.
+    #[must_use]
+    pub fn is_exact_copy(&self, suffix: &str) -> bool {
+        matches!(self, Self::Factors(_)) && suffix == super::factors::EXACT
     }
 
     /// Turns a coded matrix back into weights, `[rows, columns]` row-major. The bytes are hostile until checked.
@@ -147,6 +184,8 @@ impl Whole {
             Self::Delta(delta) => delta.decode(rows, columns, stored),
             Self::Crumbs(crumbs) => crumbs.decode(rows, columns, stored),
             Self::LowRank(low_rank) => low_rank.decode(rows, columns, stored),
+            Self::Factors(factors) => factors.decode(rows, columns, stored),
+            Self::Taylor(taylor) => taylor.decode(rows, columns, stored),
         }
     }
 }

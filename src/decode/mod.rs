@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     checkpoint::{Checkpoint, Dtype, config_text},
-    layout::LogicalCheckpoint,
+    layout::{LogicalCheckpoint, remote_code},
 };
 
 /// Largest file, as Hugging Face tools cut them: 5 GB.
@@ -80,7 +80,8 @@ fn small_files(checkpoint: &Checkpoint, dtype: Option<Dtype>, places: &places::P
 
 /// The config of the dense model: the source's text but for what speaks of quantization and, when asked for, the type.
 fn dense_config(text: &str, dtype: Option<Dtype>) -> String {
-    let mut text = config_text::remove_member(text, "quantization_config");
+    let text = remote_code::restored_config(text);
+    let mut text = config_text::remove_member(&text, "quantization_config");
     text = config_text::remove_member(&text, "compression_config");
     let name = match dtype {
         Some(Dtype::BF16) => "\"bfloat16\"",

@@ -232,6 +232,7 @@ impl Imports<'_> {
             codec: Whole::Delta(FORM).into(),
             rotations: None,
             codebook_of: None,
+            cache: None,
             activations: Activations::None,
             bias: false,
         })

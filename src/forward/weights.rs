@@ -41,7 +41,8 @@ pub enum InputFormat {
 
 impl WeightSource for LogicalCheckpoint {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.tensor(name).map(|tensor| tensor.shape.clone())
+        let exact = || self.exact_copy(name).map(|tensor| tensor.shape);
+        self.tensor(name).map(|tensor| tensor.shape.clone()).or_else(exact)
     }
 
     fn read(&self, name: &str, transposed: bool, first_row: usize, out: &mut [f32]) -> Result<(), ForwardError> {

@@ -4,12 +4,16 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Layout, LayoutName, MatrixSpec, Piece, Refusal, STRIPE_ALIGNMENT, TensorSpec,
+    latent_cache::{self, CachePolicy, agree},
     refusal::without_input_scale,
     streams::{byte_row, encode_scales, pack_rows},
 };
 use crate::{
     checkpoint::{Dtype, bits_of},
-    codec::{Codec, CodedRows, Coding, Granularity, MatrixParameters, ScaleFormat, StoredMatrix, Whole, ZeroPoint},
+    codec::{
+        Codec, CodedRows, Coding, Granularity, MatrixParameters, ScaleFormat, StoredMatrix, Whole, ZeroPoint,
+        stored_name,
+    },
 };
 
 /// Version of the form; readers refuse later ones.
@@ -76,7 +80,7 @@ pub(super) fn whole_tensors(matrix: &MatrixSpec, whole: &Whole) -> Vec<TensorSpe
     let stored = stored.filter(|stored| is_stored(matrix, whole, stored.suffix));
     stored
         .map(|stored| TensorSpec {
-            name: format!("{}.{}", matrix.name, stored.suffix),
+            name: stored_name(&matrix.name, stored.suffix),
             dtype: stored.dtype,
             shape: matrix.experts.into_iter().chain(stored.shape).collect(),
         })
@@ -178,6 +182,10 @@ impl Layout for Bantam {
         }
     }
 
+    fn accepts_together(&self, matrices: &[MatrixSpec]) -> Result<(), Refusal> {
+        agree(matrices)
+    }
+
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec> {
         match &matrix.codec {
             Coding::Scalar(_) => parts(matrix).tensors,
@@ -255,7 +263,11 @@ impl Layout for Bantam {
         let groups = groups(matrices);
         let whole = |matrix: &MatrixSpec| matrix.is_whole();
         let version = if matrices.iter().any(whole) { VERSION_WHOLE } else { VERSION };
-        Some(json!({ "groups": groups, "quant_method": "bantam", "version": version }))
+        let mut config = json!({ "groups": groups, "quant_method": "bantam", "version": version });
+        if let Some(policy) = CachePolicy::of_matrices(matrices, 0) {
+            config[latent_cache::KEY] = policy.to_json();
+        }
+        Some(config)
     }
 }
 

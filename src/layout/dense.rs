@@ -20,8 +20,9 @@ impl Layout for Dense {
 
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
         let plain = matrix.rotations.is_none() && matrix.activations == Activations::None;
-        if plain && matches!(matrix.codec, Coding::Whole(Whole::Sparse(_))) {
-            return Ok(());
+        if plain && matches!(matrix.codec, Coding::Whole(Whole::Sparse(_) | Whole::Factors(_))) {
+            let checked = matrix.codec.validate(matrix.expert_rows(), matrix.columns);
+            return checked.map_err(|error| Refusal::Format(format!("`{}`: {error}", matrix.name)));
         }
         Err(Refusal::Format(format!(
             "layout `dense` holds no codes, but `{}` is to be encoded; choose another layout, and get dense tensors \

@@ -9,9 +9,11 @@ mod delta;
 mod dense;
 mod error;
 mod gptq;
+mod latent_cache;
 mod pieces;
 mod read;
 mod refusal;
+pub mod remote_code;
 mod sparse_bitmask;
 mod streams;
 mod vptq;
@@ -19,6 +21,7 @@ pub mod vptq_config;
 
 pub use delta::{BaseTensor, BaseTensors};
 pub use error::LayoutError;
+pub use latent_cache::{CachePolicy, Cached, LatentCache, LayerRanks, QUANTIZED_TOKENS};
 pub use pieces::{Piece, scatter};
 pub use read::{LogicalCheckpoint, LogicalTensor};
 pub use refusal::Refusal;
@@ -49,6 +52,8 @@ pub enum LayoutName {
     Bantam,
     /// Differences from a base, of which a model is made only together with the base.
     Delta,
+    /// Plain tensors and a modelling file of ours, which transformers loads with `trust_remote_code`.
+    RemoteCode,
     /// compressed-tensors' 2:4 sparsity, which runtimes no longer load: written only when asked for.
     #[serde(rename = "sparse-24-bitmask")]
     Sparse24Bitmask,
@@ -68,6 +73,7 @@ impl LayoutName {
             Self::Vptq => "vptq",
             Self::Bantam => "bantam",
             Self::Delta => "delta",
+            Self::RemoteCode => "remote-code",
             Self::Sparse24Bitmask => "sparse-24-bitmask",
             Self::Dense => "dense",
         }
@@ -109,6 +115,9 @@ pub struct MatrixSpec {
     /// The matrix whose codebooks it has; absent where it has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub codebook_of: Option<String>,
+    /// What a runtime keeps instead of its outputs; absent for all but keys and values in factors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<LatentCache>,
     /// How the runtime treats activations.
     pub activations: Activations,
     /// Whether a bias stands beside the weights.
@@ -231,6 +240,17 @@ pub trait Layout: Send + Sync {
     }
     /// The `quantization_config` for `config.json`, from all coded matrices and the names of the modules left dense.
     fn quantization_config(&self, matrices: &[MatrixSpec], dense_modules: &[String]) -> Option<serde_json::Value>;
+    /// Further members of `config.json`, from all coded matrices and the source's config.
+    ///
+    /// # Errors
+    /// [`Refusal::Format`] for a model that the layout has no runtime for.
+    fn config_members(
+        &self,
+        _matrices: &[MatrixSpec],
+        _config: Option<&serde_json::Value>,
+    ) -> Result<Vec<(&'static str, serde_json::Value)>, Refusal> {
+        Ok(Vec::new())
+    }
     /// Whole small files that the layout wants beside `config.json` (GPTQ's `quantize_config.json`).
     fn extra_files(&self, _matrices: &[MatrixSpec], _dense_modules: &[String]) -> Vec<(String, Vec<u8>)> {
         Vec::new()
@@ -251,6 +271,7 @@ pub fn layout(name: LayoutName) -> Box<dyn Layout> {
         LayoutName::Vptq => Box::new(vptq::Vptq),
         LayoutName::Bantam => Box::new(bantam::Bantam),
         LayoutName::Delta => Box::new(delta::DeltaLayout),
+        LayoutName::RemoteCode => Box::new(remote_code::RemoteCode),
         LayoutName::Sparse24Bitmask => Box::new(sparse_bitmask::SparseBitmask),
         LayoutName::Dense => Box::new(dense::Dense),
     }

@@ -144,6 +144,7 @@ mod tests {
             codec: Whole::Sparse(Sparse { keep, of, dtype: Dtype::F32 }).into(),
             rotations: None,
             codebook_of: None,
+            cache: None,
             activations: Activations::None,
             bias: false,
         }

@@ -13,7 +13,8 @@ use crate::{
     checkpoint::{is_float, scan_non_finite},
     codec::{Rotations, RowSource},
     layout::{
-        BaseTensors, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout,
+        BaseTensors, LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal,
+        TensorSpec, layout,
     },
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
@@ -46,6 +47,8 @@ struct Wish<'a> {
     mask: Option<mask::Settings>,
     /// Whether the model has a bias beside it.
     bias: bool,
+    /// What a runtime keeps instead of its outputs.
+    cache: Option<LatentCache>,
 }
 
 impl Wish<'_> {
@@ -67,6 +70,7 @@ impl Wish<'_> {
             codec: choice.codec.clone(),
             rotations: choice.rotations,
             codebook_of: choice.codebook_of.clone(),
+            cache: self.cache.clone(),
             activations: choice.activations,
             bias: self.bias,
         }
@@ -205,7 +209,7 @@ fn wishes<'a>(
         let bias = name
             .strip_suffix(".weight")
             .is_some_and(|module| inputs.source.tensor(&format!("{module}.bias")).is_some());
-        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, mask, bias });
+        wishes.push(Wish { tensor, mapped, view, matrix, rule, settings, rotations, mask, bias, cache: None });
     }
     if let Some((tensor, _)) = rotations.into_iter().next() {
         return Err(PlanError::RotatedDense { tensor }.into());
@@ -493,7 +497,13 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
         notes.push(format!("{decoded} compressed tensors of the source are written dense: no rule encodes them"));
     }
     let extra_files = target.extra_files(&matrices, &dense_modules);
-    let small_files = small_files::small_files(checkpoint, quantization_config.as_ref(), extra_files, &units, &files)?;
+    let members = target.config_members(&matrices, checkpoint.config().map(|config| &config.value));
+    let members = members.map_err(|(Refusal::Format(message) | Refusal::Shape(message))| PlanError::Together {
+        layout: target.name().as_str().into(),
+        message,
+    })?;
+    let config = (quantization_config.as_ref(), &members[..]);
+    let small_files = small_files::small_files(checkpoint, config, extra_files, &units, &files)?;
     let stored = checkpoint.tensors().len() + units.iter().map(|unit| unit.outputs.len()).sum::<usize>();
     let mut memory: MemoryPlan = memory::schedule(&units, target, stored, options)?;
     let mut resolved = recipe.resolved();

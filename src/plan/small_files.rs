@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{PlanError, Unit, WeightFile};
-use crate::checkpoint::{Checkpoint, config_text};
+use crate::{
+    checkpoint::{Checkpoint, config_text},
+    layout::remote_code,
+};
 
 /// A small file of the artifact.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub enum SmallContent {
 /// All small files, sorted by name; the layout's own files win over the source's of the same name.
 pub(super) fn small_files(
     checkpoint: &Checkpoint,
-    quantization_config: Option<&serde_json::Value>,
+    (quantization_config, members): (Option<&Value>, &[(&'static str, Value)]),
     extra_files: Vec<(String, Vec<u8>)>,
     units: &[Unit],
     files: &[WeightFile],
@@ -41,9 +44,13 @@ pub(super) fn small_files(
             found.insert(name.to_owned(), SmallContent::CopyOf(path.clone()));
         }
     }
-    let source_config = checkpoint.config().map(|config| config.text.as_str());
-    if source_config.is_some() || quantization_config.is_some() {
+    let source_config = checkpoint.config().map(|config| remote_code::restored_config(&config.text));
+    let source_config = source_config.as_deref();
+    if source_config.is_some() || quantization_config.is_some() || !members.is_empty() {
         let text = config_with(source_config.unwrap_or("{}\n"), quantization_config);
+        let text = members
+            .iter()
+            .fold(text, |text, (key, value)| config_text::set_member(&text, key, &config_text::indented(value)));
         found.insert("config.json".into(), SmallContent::Bytes(text.into_bytes()));
     }
     for (name, bytes) in extra_files {
@@ -66,7 +73,7 @@ pub(super) fn small_files(
         .collect()
 }
 
-fn config_with(source: &str, quantization_config: Option<&serde_json::Value>) -> String {
+fn config_with(source: &str, quantization_config: Option<&Value>) -> String {
     match quantization_config {
         Some(value) => config_text::set_member(source, "quantization_config", &config_text::indented(value)),
         None => config_text::remove_member(source, "quantization_config"),

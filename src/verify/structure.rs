@@ -272,8 +272,19 @@ pub(super) fn config(manifest: &Manifest, checkpoint: &Checkpoint) -> Vec<Findin
     } else {
         layout_of(manifest.layout).quantization_config(&matrices, &[])
     };
-    let found = checkpoint.config().and_then(|config| config.value.get("quantization_config"));
+    let config = checkpoint.config().map(|config| &config.value);
     let finding = |message: String| vec![Finding::new("config", "config.json", message)];
+    match layout_of(manifest.layout).config_members(&matrices, config) {
+        Ok(members) => {
+            let get = |key: &str| config.and_then(|config| config.get(key)).cloned().unwrap_or_default();
+            if let Some((key, expected)) = members.into_iter().find(|(key, expected)| get(key) != *expected) {
+                let finding = Finding::new("config", "config.json", format!("`{key}` is wrong"));
+                return vec![finding.with(get(key), expected)];
+            }
+        }
+        Err(Refusal::Format(message) | Refusal::Shape(message)) => return finding(message),
+    }
+    let found = config.and_then(|config| config.get("quantization_config"));
     match (expected, found) {
         (None, Some(_)) if matrices.is_empty() => {
             finding("has a `quantization_config`, but nothing is compressed".into())

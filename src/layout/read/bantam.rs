@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, Dtype},
-    codec::{Codec, Coding, Granularity, OutlierCount, Rotations, ScaleFormat, Whole, ZeroPoint},
+    codec::{Codec, Coding, Granularity, OutlierCount, Rotations, ScaleFormat, Whole, ZeroPoint, stored_name},
     layout::{
         LayoutError,
         bantam::{VERSION, VERSION_WHOLE, outlier_column_type, outlier_value_type, per_row, scale_shape},
@@ -87,6 +87,10 @@ pub(super) fn find_groups(
                 Coding::Scalar(codec) => find_matrix(checkpoint, &group, codec, name, shape, index)?,
                 Coding::Whole(whole) => find_whole(checkpoint, &group, whole, (name, format), shape, index)?,
             };
+            if let Coding::Whole(Whole::Taylor(taylor)) = &coding {
+                let (_, _, columns) = lengths(&group, shape).unwrap_or_default();
+                found.extend(expanded::gates(checkpoint, taylor, name, columns)?);
+            }
             found.push(matrix.rotated(group.rotations));
         }
     }
@@ -130,11 +134,11 @@ fn find_whole(
         let entry = match owner {
             // A part of the other matrix.
             Some(owner) => {
-                let part = format!("{owner}.{}", stored.suffix);
+                let part = stored_name(owner, stored.suffix);
                 let missing = || wrong(format!("has the codebooks of `{owner}`, but there is no `{part}`"));
                 checkpoint.tensor(&part).cloned().ok_or_else(missing)?
             }
-            None => parts.required(&format!("{name}.{}", stored.suffix))?,
+            None => parts.required(&stored_name(name, stored.suffix))?,
         };
         expect_type(&entry, &[stored.dtype], "the type that the number format asks for")?;
         let shape: Vec<usize> = experts.into_iter().chain(stored.shape).collect();

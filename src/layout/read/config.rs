@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::{LayoutError, delta::METHOD};
+use super::super::{LayoutError, delta::METHOD, remote_code::MEMBER};
 use crate::checkpoint::{Checkpoint, Dtype};
 
 /// The quantization methods that bantam reads.
@@ -52,6 +52,11 @@ impl QuantizationConfig {
             .find(|value| value.is_object())
             .cloned()
             .unwrap_or_default();
+        // Layout `remote-code` has the list in a member of its own.
+        let own = sections.iter().map(|section| &section[MEMBER]).find(|value| value["groups"].is_array());
+        if let (false, Some(own)) = (value.is_object(), own) {
+            return Ok(Self { method: Method::Bantam, value: own.clone(), model_type });
+        }
         let method = match (value.is_object(), value["quant_method"].as_str()) {
             (false, _) => Method::None,
             (true, Some("compressed-tensors")) => Method::CompressedTensors,

@@ -7,6 +7,7 @@ mod codes;
 mod compressed_tensors;
 mod config;
 mod delta;
+mod expanded;
 mod gptq;
 mod inputs;
 mod masks;
@@ -23,7 +24,10 @@ use std::{collections::BTreeMap, sync::atomic::AtomicUsize};
 use super::LayoutError;
 use crate::{
     checkpoint::{Checkpoint, Dtype, TensorEntry, is_float},
-    codec::{CodecError, CodedRows, Coding, DenseRows, MatrixParameters, Rotations, RowSource, Whole},
+    codec::{
+        CodecError, CodedRows, Coding, DenseRows, Factors, MatrixParameters, Rotations, RowSource, Whole,
+        factors::EXACT,
+    },
 };
 use config::{Method, QuantizationConfig};
 use delta::ChangedRows;
@@ -103,6 +107,11 @@ enum Stored {
     Same,
     /// The base's but for some rows.
     Rows(ChangedRows),
+    /// As it is, but for signs of units that the terms of a down-projection tell.
+    Signed {
+        /// The down-projection.
+        down: String,
+    },
 }
 
 /// A logical tensor that was recognised.
@@ -162,7 +171,7 @@ impl Found {
                 self.stored = Stored::Whole { matrix, transposed };
             }
             Stored::Whole { ref mut matrix, .. } => matrix.rotations = Some(rotations),
-            Stored::Plain | Stored::Sparse(_) | Stored::Difference { .. } | Stored::Same | Stored::Rows(_) => {}
+            Stored::Plain | Stored::Sparse(_) | Stored::Difference { .. } | Stored::Same | Stored::Rows(_) | Stored::Signed { .. } => {}
         }
         self
     }
@@ -271,10 +280,14 @@ impl LogicalCheckpoint {
     /// # Errors
     /// [`LayoutError`] when there is no such tensor or it has no float values.
     pub fn rows(&self, name: &str, transposed: bool) -> Result<Box<dyn RowSource + '_>, LayoutError> {
-        let index = self.index(name).ok_or_else(|| LayoutError::NoSuchTensor { name: name.to_owned() })?;
+        let Some(index) = self.index(name) else {
+            let missing = || LayoutError::NoSuchTensor { name: name.to_owned() };
+            return self.plain_rows(&self.exact_copy(name).ok_or_else(missing)?, transposed);
+        };
         let (source, stack, stored_transposed): (Box<dyn RowSource + '_>, usize, bool) = match &self.stored[index] {
             Stored::Plain => return self.plain_rows(&self.tensors[index], transposed),
             Stored::Same => return self.same_rows(name, transposed),
+            Stored::Signed { down } => return self.signed_rows(&self.tensors[index], down, transposed),
             Stored::Rows(changed) => return self.changed_rows(&self.tensors[index], changed, transposed),
             Stored::Difference { matrix, transposed } => {
                 (self.summed(name, matrix, *transposed)?, matrix.stack, *transposed)
@@ -324,6 +337,26 @@ impl LogicalCheckpoint {
     /// As for [`LogicalCheckpoint::coded_rows`], and when stored outliers are malformed.
     pub fn parameters(&self, name: &str) -> Result<MatrixParameters, LayoutError> {
         self.coded_matrix(name)?.parameters(&self.checkpoint)
+    }
+
+    /// The matrix itself that is kept beside its factors under this name (`…k_proj_exact.weight`); not one of
+    /// [`LogicalCheckpoint::tensors`], but [`LogicalCheckpoint::rows`] reads it like them.
+    #[must_use]
+    pub fn exact_copy(&self, name: &str) -> Option<LogicalTensor> {
+        let matrix = format!("{}.weight", name.strip_suffix(EXACT)?);
+        let matrix = self.tensor(&matrix)?;
+        let Some(Coding::Whole(Whole::Factors(Factors { exact: true, .. }))) = &matrix.codec else { return None };
+        let entry = self.checkpoint.tensor(name)?;
+        Some(LogicalTensor {
+            name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            dtype: entry.dtype,
+            codec: None,
+            format: PLAIN,
+            parts: vec![entry.name.clone()],
+            stored_bytes: entry.bytes,
+            decoded_at_once: 0,
+        })
     }
 
     fn index(&self, name: &str) -> Option<usize> {

@@ -64,6 +64,7 @@ fn every_fixture_asks_its_layout_for_something_it_can_hold() {
                 codec: choice.codec,
                 rotations: None,
                 codebook_of: None,
+                cache: None,
                 bias: false,
                 activations: choice.activations,
             };

@@ -1,0 +1,223 @@
+//! The bytes of an expanded down-projection, both ways.
+
+use rayon::prelude::*;
+
+use super::{Taylor, polynomial::coefficients};
+use crate::{
+    checkpoint::{Dtype, bits_of, decode_to_f32},
+    codec::CodecError,
+};
+
+/// Rows of the terms that tell the sign of a unit at least, where there are so many.
+const TELLING_ROWS: usize = 64;
+
+/// Where the units' polynomials stand, as stored: one number of each for every expanded unit.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Points {
+    /// Middle: where s = 0.
+    pub z0: Vec<f32>,
+    /// Scale: s = (z − z0) / h.
+    pub h: Vec<f32>,
+    /// Below this, z counts as this.
+    pub lo: Vec<f32>,
+    /// Above this, z counts as this.
+    pub hi: Vec<f32>,
+}
+
+impl Points {
+    /// The stored bytes, `[4, units]`.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [&self.z0, &self.h, &self.lo, &self.hi].into_iter().flatten().flat_map(|value| value.to_le_bytes()).collect()
+    }
+}
+
+/// An expanded matrix as stored, checked.
+#[derive(Debug, Clone)]
+pub struct Expansion<'a> {
+    /// How.
+    pub format: Taylor,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix, all units.
+    pub columns: usize,
+    /// Expanded units, ascending.
+    pub units: Vec<usize>,
+    /// Where their polynomials stand.
+    pub points: Points,
+    terms: &'a [u8],
+    plain: &'a [u8],
+}
+
+impl<'a> Expansion<'a> {
+    /// Checks stored bytes, which are hostile until then.
+    ///
+    /// # Errors
+    /// [`CodecError`] for tensors of other lengths, units that are not ascending columns, points that are no ranges, and
+    /// numbers that are not finite.
+    pub fn new(format: Taylor, rows: usize, columns: usize, stored: &[&'a [u8]]) -> Result<Self, CodecError> {
+        format.validate(rows, columns)?;
+        let tensors = format.tensors(rows, columns);
+        if stored.len() != tensors.len() {
+            return Err(CodecError::Length { what: "tensors", expected: tensors.len(), got: stored.len() });
+        }
+        for (tensor, bytes) in tensors.iter().zip(stored) {
+            if bytes.len() != tensor.bytes() {
+                let (expected, got) = (tensor.bytes(), bytes.len());
+                return Err(CodecError::Length { what: "bytes of a stored tensor", expected, got });
+            }
+        }
+        let malformed = |what, problem: String| CodecError::Stored { what, problem };
+        let mut units: Vec<usize> = Vec::with_capacity(format.units);
+        for bytes in stored[2].chunks_exact(4) {
+            let unit = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            match usize::try_from(unit)
+                .ok()
+                .filter(|unit| *unit < columns && units.last().is_none_or(|last| last < unit))
+            {
+                Some(unit) => units.push(unit),
+                None => {
+                    let problem = format!("unit {unit} at {} does not ascend below {columns}", units.len());
+                    return Err(malformed("units", problem));
+                }
+            }
+        }
+        let mut numbers = vec![0.0; 4 * format.units];
+        decode_to_f32(Dtype::F32, stored[1], &mut numbers);
+        let mut parts = numbers.chunks_exact(format.units).map(<[f32]>::to_vec);
+        let mut part = || parts.next().unwrap_or_default();
+        let points = Points { z0: part(), h: part(), lo: part(), hi: part() };
+        for at in 0..format.units {
+            let (z0, h, lo, hi) = (points.z0[at], points.h[at], points.lo[at], points.hi[at]);
+            let finite = [z0, h, lo, hi].iter().all(|value| value.is_finite());
+            if !(finite && h >= f32::MIN_POSITIVE && lo <= z0 && z0 <= hi) {
+                return Err(malformed("points", format!("unit {} has z0 {z0}, h {h}, range {lo} to {hi}", units[at])));
+            }
+        }
+        let plain = stored.get(3).copied().unwrap_or_default();
+        let expansion = Self { format, rows, columns, units, points, terms: stored[0], plain };
+        for (what, dtype, bytes) in [("terms", format.terms, expansion.terms), ("plain columns", format.plain, plain)] {
+            if let Some(found) = crate::checkpoint::scan_non_finite(dtype, bytes) {
+                return Err(malformed(what, format!("number {} is not finite", found.first_index)));
+            }
+        }
+        Ok(expansion)
+    }
+
+    /// Columns that are stored as they are, ascending.
+    #[must_use]
+    pub fn plain_units(&self) -> Vec<usize> {
+        let mut expanded = self.units.iter().copied().peekable();
+        (0..self.columns).filter(|unit| expanded.next_if_eq(unit).is_none()).collect()
+    }
+
+    /// Θ_n of some rows, `[rows, units]`.
+    pub fn read_terms(&self, power: usize, first_row: usize, out: &mut [f32]) {
+        let width = bits_of(self.format.terms) / 8;
+        let start = (power * self.rows + first_row) * self.units.len() * width;
+        decode_to_f32(self.format.terms, &self.terms[start..start + out.len() * width], out);
+    }
+
+    /// Rows of the matrix with zeros in place of the expanded columns.
+    pub fn read_plain(&self, first_row: usize, out: &mut [f32]) {
+        let plain = self.plain_units();
+        let width = bits_of(self.format.plain) / 8;
+        let mut line = vec![0.0; plain.len()];
+        for (offset, out) in out.chunks_exact_mut(self.columns.max(1)).enumerate() {
+            out.fill(0.0);
+            if plain.is_empty() {
+                continue;
+            }
+            let start = (first_row + offset) * plain.len() * width;
+            decode_to_f32(self.format.plain, &self.plain[start..start + plain.len() * width], &mut line);
+            for (unit, value) in plain.iter().zip(&line) {
+                out[*unit] = *value;
+            }
+        }
+    }
+
+    /// The polynomial of an expanded unit as the terms have it, if its gate is stored times `sign`: z' = ±z gives φ(±z').
+    fn polynomial(&self, at: usize, negated: bool) -> Vec<f64> {
+        let Taylor { activation, basis, order, .. } = self.format;
+        let (z0, h) = (f64::from(self.points.z0[at]), f64::from(self.points.h[at]));
+        if !negated {
+            return coefficients(activation, basis, order, z0, h);
+        }
+        let mut mirrored = coefficients(activation, basis, order, -z0, h);
+        mirrored.iter_mut().skip(1).step_by(2).for_each(|coefficient| *coefficient = -*coefficient);
+        mirrored
+    }
+
+    /// The polynomials that the terms are made with, each over the sum of its squares, and whether the gate's row is stored
+    /// negated: of the two that can be, the one that the terms agree with.
+    fn fitted(&self) -> Vec<(bool, Vec<f64>)> {
+        let (order, units) = (self.format.order, self.units.len());
+        let step = (self.rows / TELLING_ROWS).max(1);
+        let rows: Vec<usize> = (0..self.rows).step_by(step).collect();
+        let mut sample = vec![0.0; rows.len() * (order + 1) * units];
+        if self.format.perturbed {
+            for (place, out) in sample.chunks_exact_mut(units).enumerate() {
+                self.read_terms(place % (order + 1), rows[place / (order + 1)], out);
+            }
+        }
+        (0..units)
+            .into_par_iter()
+            .map(|at| {
+                let norm = |p: &[f64]| p.iter().map(|p| p * p).sum::<f64>().max(f64::MIN_POSITIVE);
+                let residual = |p: &[f64]| -> f64 {
+                    let norm = norm(p);
+                    let of_row = |row: &[f32]| {
+                        let term = |n: usize| f64::from(row[n * units + at]);
+                        let weight = p.iter().enumerate().map(|(n, p)| p * term(n)).sum::<f64>() / norm;
+                        p.iter().enumerate().map(|(n, p)| (term(n) - p * weight).powi(2)).sum::<f64>()
+                    };
+                    sample.chunks_exact((order + 1) * units).map(of_row).sum()
+                };
+                let plain = self.polynomial(at, false);
+                let negated = self.format.perturbed.then(|| self.polynomial(at, true));
+                let (is_negated, mut polynomial) = match negated {
+                    Some(negated) if residual(&negated) < residual(&plain) => (true, negated),
+                    _ => (false, plain),
+                };
+                let norm = norm(&polynomial);
+                polynomial.iter_mut().for_each(|coefficient| *coefficient /= norm);
+                (is_negated, polynomial)
+            })
+            .collect()
+    }
+
+    /// What the gate's row of every unit is stored times: 1 or −1.
+    #[must_use]
+    pub fn signs(&self) -> Vec<f32> {
+        let mut signs = vec![1.0; self.columns];
+        for (unit, (negated, _)) in self.units.iter().zip(self.fitted()) {
+            if negated {
+                signs[*unit] = -1.0;
+            }
+        }
+        signs
+    }
+
+    /// The dense matrix, `[rows, columns]`: of expanded columns the least-squares solution of `Θ_n = W p_n` over all n. All rows
+    /// share each unit's polynomial, which follows from its point, so that nothing is lost but rounding.
+    #[must_use]
+    pub fn dense(&self) -> Vec<f32> {
+        let fitted = self.fitted();
+        let mut values = vec![0.0; self.rows * self.columns];
+        values.par_chunks_mut(self.columns.max(1)).enumerate().for_each(|(row, out)| {
+            self.read_plain(row, out);
+            let mut sums = vec![0.0_f64; self.units.len()];
+            let mut terms = vec![0.0; self.units.len()];
+            for power in 0..=self.format.order {
+                self.read_terms(power, row, &mut terms);
+                for ((sum, term), (_, polynomial)) in sums.iter_mut().zip(&terms).zip(&fitted) {
+                    *sum += f64::from(*term) * polynomial[power];
+                }
+            }
+            for (unit, sum) in self.units.iter().zip(sums) {
+                out[*unit] = sum as f32;
+            }
+        });
+        values
+    }
+}
