@@ -88,10 +88,12 @@ def main() -> int:
         for model in [source, *models]:
             work(model, *values)  # warms up
         for _ in range(arguments.rounds):
+            before = rate(work, source, *values)
             for index, model in enumerate(models):
-                before, own, after = (rate(work, one, *values) for one in (source, model, source))
-                rates[name] += [before, after]
+                own, after = (rate(work, one, *values) for one in (model, source))
+                rates[name].append(after)
                 ratios[name][index].append((before + after) / 2 / own)
+                before = after
 
     print(f"source: {statistics.median(rates['read']):.0f} tokens/s read in batches of {arguments.batch} × "
           f"{arguments.length}, {statistics.median(rates['generate']):.1f} tokens/s generated; {arguments.dtype}, "

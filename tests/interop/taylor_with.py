@@ -9,11 +9,9 @@ polynomial over its range by down projection, as stated by bantam. A result: {"n
 """
 
 import math
-import os
 import pathlib
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
+import own_modules  # first: transformers reads what it sets
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
