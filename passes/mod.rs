@@ -12,6 +12,7 @@ pub mod rtn;
 mod setting;
 pub mod smoothquant;
 pub mod smoothquant_plus;
+pub mod taylor_mlp;
 pub mod vptq;
 
 use crate::{
@@ -46,6 +47,8 @@ pub enum Settings {
     BitDelta(bitdelta::Settings),
     /// Masked differences from a base.
     Breadcrumbs(breadcrumbs::Settings),
+    /// Polynomials in place of activations.
+    TaylorMlp(taylor_mlp::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -95,6 +98,7 @@ pub const REGISTRY: &[PassInfo] = &[
     vptq::INFO,
     bitdelta::INFO,
     breadcrumbs::INFO,
+    taylor_mlp::INFO,
 ];
 
 /// One matrix as a pass sees it at plan time.
@@ -361,7 +365,7 @@ impl Settings {
             Self::Mask(settings) => settings.needs_calibration(),
             Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
             Self::BitDelta(_) => self.is_solved() || self.training().is_some(),
-            Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
+            Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) | Self::TaylorMlp(_) => true,
         }
     }
 
@@ -385,6 +389,9 @@ impl Settings {
             Self::Mask(settings) => settings.choose(matrix),
             Self::BitDelta(settings) => Ok(settings.choose()),
             Self::Breadcrumbs(settings) => settings.choose(matrix),
+            Self::TaylorMlp(_) => {
+                Err(SettingError { key: "use".into(), message: "takes down-projections of MLPs".into() })
+            }
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }

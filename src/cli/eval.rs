@@ -10,7 +10,7 @@ use crate::{
     checkpoint::{Checkpoint, Dtype, METADATA, header_bytes},
     compute::SharedDevice,
     evaluate::{Evaluated, Figure, ModelFigures, evaluate_model},
-    forward::{Limits, Matrix, Model},
+    forward::{AsStored, Limits, Matrix, Model},
     layout::LogicalCheckpoint,
 };
 
@@ -92,7 +92,7 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
     let steps = Steps::new(output, "block");
     let mut write = |matrix: &Matrix| writer.as_mut().map_or(Ok(()), |writer| writer.write(matrix));
     let figures = evaluate_model(
-        Evaluated { model: &model, source: &source },
+        Evaluated { model: &model, source: &AsStored(&source) },
         reference.as_ref().zip(reference_source.as_ref()).map(|(model, source)| Evaluated { model, source }),
         &tokens.sequences,
         &limits,

@@ -372,6 +372,7 @@ fn manifest(
             calibration: None,
             device: None,
             input: None,
+            expansion: None,
             hash: ContentHash::of_parts(&hashes),
         }
     };

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
-    BlockSpec, ForwardError, Kind, Matrix, State, WeightSource, apply_together,
+    BlockSpec, Expanded, ForwardError, Kind, Matrix, State, WeightSource, apply_together,
     attention::Heads,
     experts::Router,
     kernels::{self, Norm, NormKind},
@@ -28,6 +28,8 @@ pub struct Block<'a> {
     pub(super) rotation: Option<Rotation>,
     router: Option<Router>,
     shared_gate: Option<Matrix>,
+    /// Polynomials in place of the activation of some hidden units.
+    pub(super) expanded: Option<Expanded>,
 }
 
 /// Reads one row of numbers.
@@ -99,6 +101,10 @@ impl<'a> Block<'a> {
             rotation: spec.rope.as_ref().map(|rope| rope.rotation(length)),
             router: spec.experts.as_ref().map(|experts| Router::read(experts, source)).transpose()?,
             shared_gate,
+            expanded: match spec.stages.iter().find(|stage| stage.kind == Kind::MlpOutput) {
+                Some(stage) => source.expanded(&stage.linears[0].weight)?,
+                None => None,
+            },
         })
     }
 
@@ -152,8 +158,19 @@ impl<'a> Block<'a> {
                 let mixed = self.attend_latent(&state.carried[0], &state.carried[2], &y, state.length);
                 state.carried = vec![mixed];
             }
-            Kind::Mlp => state.carried = vec![self.activate(y)],
+            Kind::Mlp => {
+                state.carried = match &self.expanded {
+                    Some(expanded) => {
+                        let [s, u] = expanded.arguments(&y, self.spec.gated);
+                        vec![self.activate(y), s, u]
+                    }
+                    None => vec![self.activate(y)],
+                }
+            }
             Kind::MlpOutput | Kind::Experts => {
+                if let (Some(expanded), [_, s, u]) = (&self.expanded, &state.carried[..]) {
+                    expanded.add_to(&mut y, s, u);
+                }
                 let y = if self.spec.stages[stage].kind == Kind::Experts {
                     std::mem::take(&mut state.carried[2])
                 } else {

@@ -12,6 +12,7 @@ mod config;
 #[cfg(test)]
 mod device_tests;
 mod error;
+mod expanded;
 mod experts;
 mod inputs;
 mod kernels;
@@ -29,6 +30,7 @@ pub use attention::Attention;
 pub use block::Block;
 pub(crate) use block::vector;
 pub use error::{ARCHITECTURES, ForwardError};
+pub use expanded::{AsStored, Expanded};
 pub use experts::{Expert, Routing};
 pub use inputs::rounded;
 pub(crate) use kernels::Norm;

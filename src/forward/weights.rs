@@ -2,7 +2,7 @@
 
 use faer::MatRef;
 
-use super::{ForwardError, Matrix, matrix::multiply_transposed_into};
+use super::{Expanded, ForwardError, Matrix, matrix::multiply_transposed_into};
 use crate::layout::LogicalCheckpoint;
 
 /// Where a forward pass reads weights from.
@@ -20,6 +20,15 @@ pub trait WeightSource: Sync {
     /// How inputs of this linear are quantized at run time.
     fn activations(&self, _weight: &str) -> InputFormat {
         InputFormat::Exact
+    }
+
+    /// The polynomials in place of an MLP's activation, where its down-projection is to be computed with as stored: then
+    /// [`WeightSource::read`] gives zeros in its expanded columns.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when what is stored is malformed.
+    fn expanded(&self, _down: &str) -> Result<Option<Expanded>, ForwardError> {
+        Ok(None)
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     checkpoint::{Dtype, config_text},
-    codec::{CodedRows, MatrixParameters, ScaleFormat, StoredMatrix, Whole},
+    codec::{CodedRows, MatrixParameters, ScaleFormat, StoredMatrix, Taylor, Whole},
 };
 
 /// The member of `config.json` that lists the matrices.
@@ -29,10 +29,24 @@ const LOWRANK_KV: ModellingFile = ModellingFile {
     classes: &["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"],
 };
 
+const TAYLOR_MLP: ModellingFile = ModellingFile {
+    module: "modeling_bantam_taylor_mlp",
+    text: include_str!("remote_code/modeling_bantam_taylor_mlp.py"),
+    classes: &[
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "PhiForCausalLM",
+        "OPTForCausalLM",
+        "GPT2LMHeadModel",
+    ],
+};
+
 /// The file that computes with a matrix in this format.
 fn file_of(matrix: &MatrixSpec) -> Option<&'static ModellingFile> {
     match matrix.codec.whole()? {
         Whole::Factors(_) => Some(&LOWRANK_KV),
+        Whole::Taylor(_) => Some(&TAYLOR_MLP),
         _ => None,
     }
 }
@@ -51,6 +65,40 @@ pub fn restored_config(text: &str) -> String {
         Some(class) => config_text::set_member(&text, "architectures", &config_text::indented(&json!([class]))),
         None => text,
     }
+}
+
+/// What the modelling file for expanded down-projections reads: settings, and of each layer how many units are expanded.
+fn taylor_member(matrices: &[MatrixSpec], layers: usize) -> Option<Result<Value, Refusal>> {
+    let expanded: Vec<(&MatrixSpec, &Taylor)> = matrices
+        .iter()
+        .filter_map(|matrix| match matrix.codec.whole()? {
+            Whole::Taylor(format) => Some((matrix, format)),
+            _ => None,
+        })
+        .collect();
+    let (first, format) = *expanded.first()?;
+    let alike = |other: &Taylor| Taylor { units: 0, ..*other } == Taylor { units: 0, ..*format };
+    let mut of_layers = vec![json!({}); layers];
+    for (matrix, other) in &expanded {
+        let mut numbers = matrix.name.split('.').filter_map(|part| part.parse::<usize>().ok());
+        let layer = numbers.next().and_then(|layer| of_layers.get_mut(layer));
+        match layer.filter(|_| alike(other)) {
+            Some(layer) => *layer = json!({"units": other.units}),
+            None => {
+                return Some(Err(Refusal::Format(format!(
+                    "the modelling file has one kind of polynomial for all layers; `{}` and `{}` differ",
+                    first.name, matrix.name
+                ))));
+            }
+        }
+    }
+    Some(Ok(json!({
+        "activation": format.activation,
+        "basis": format.basis,
+        "hardened": false,
+        "layers": of_layers,
+        "order": format.order,
+    })))
 }
 
 /// The layout.
@@ -73,9 +121,10 @@ impl Layout for RemoteCode {
             )))
         };
         if file_of(matrix).is_none() {
-            return refuse("has a modelling file for pass `lowrank_kv` and for no other codes");
+            return refuse("has modelling files for passes `lowrank_kv` and `taylor_mlp` and for no other codes");
         }
-        if matrix.transposed || matrix.experts.is_some() || matrix.rotations.is_some() {
+        let turned = matrix.transposed && !matches!(matrix.codec.whole(), Some(Whole::Taylor(_)));
+        if turned || matrix.experts.is_some() || matrix.rotations.is_some() {
             return refuse("has no stacked, turned or rotated matrices");
         }
         if matrix.activations != Activations::None {
@@ -139,9 +188,13 @@ impl Layout for RemoteCode {
             )));
         }
         let mut member = json!({"groups": groups(matrices), "version": VERSION_WHOLE});
-        let layers = config["num_hidden_layers"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+        let layers = ["num_hidden_layers", "n_layer"].iter().find_map(|key| config[key].as_u64());
+        let layers = layers.and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
         if let Some(policy) = CachePolicy::of_matrices(matrices, layers.min(1 << 16)) {
             member[latent_cache::KEY] = policy.to_json();
+        }
+        if let Some(member_of) = taylor_member(matrices, layers.min(1 << 16)) {
+            member["taylor_mlp"] = member_of?;
         }
         let class = format!("Bantam{class}");
         let auto_map = json!({"AutoModelForCausalLM": format!("{}.{class}", file.module)});

@@ -131,6 +131,9 @@ pub struct OutputTensor {
     /// The static scale of its input and what it follows from; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<InputRange>,
+    /// What the polynomials promise that stand for an activation; absent where none do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expansion: Option<crate::passes::taylor_mlp::Figures>,
     /// [`ContentHash::of_parts`] of the parts' hashes.
     pub hash: ContentHash,
 }

@@ -6,7 +6,7 @@ use super::{
     Action, Encode, MemoryPlan, Merge, Options, Plan, PlanError, SolvePlan, Unit,
     delta::{self, Shared},
     differences::{self, Wanted},
-    masks, memory, merge, shards, small_files, solving,
+    expanded, masks, memory, merge, shards, small_files, solving,
 };
 use crate::{
     Result,
@@ -135,6 +135,7 @@ impl Plan {
             return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
         }
         let solve = solving::solve_plan(inputs, &assignments, &encodes, &mut fallbacks, options)?;
+        notes.extend(solve.as_ref().and_then(|solve| expanded::note(&solve.model, &encodes)));
         if options.deny_fallbacks
             && let Some(first) = fallbacks.first()
         {
@@ -243,6 +244,17 @@ fn differences_of<'a>(wish: &'a Wish<'_>) -> Wanted<'a> {
     Wanted { tensor: wish.tensor, matrix: &wish.matrix, transposed: wish.view.transposed, settings: &wish.settings }
 }
 
+/// What decides the form of an expanded matrix.
+fn expansion_of<'a>(inputs: Inputs<'a>, wish: &'a Wish<'_>) -> expanded::Wanted<'a> {
+    let rule = &inputs.recipe.passes[wish.rule];
+    expanded::Wanted {
+        settings: &wish.settings,
+        matrix: &wish.matrix,
+        rule: (&rule.pass, rule.line),
+        changed: wish.rotations.is_some() || wish.mask.is_some(),
+    }
+}
+
 /// The codec of every wish: from shapes alone, or, for the rules that ask for it, from the weights.
 fn choose(
     inputs: Inputs<'_>,
@@ -253,6 +265,7 @@ fn choose(
 ) -> Result<Vec<Choice>> {
     let mut choices: Vec<Option<Choice>> = Vec::with_capacity(wishes.len());
     let mut measured = differences::choose(inputs, wishes.iter().map(differences_of), fallbacks)?;
+    measured.extend(expanded::choose(inputs, wishes.iter().map(|wish| expansion_of(inputs, wish)))?);
     let mut by_rule: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, wish) in wishes.iter().enumerate() {
         let rule = &inputs.recipe.passes[wish.rule];

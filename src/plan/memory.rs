@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use super::{Action, Options, PlanError, Unit};
 use crate::{
-    codec::{Coding, Whole, pyramid::lanes::LANES},
+    checkpoint::bits_of,
+    codec::{Coding, Whole, pyramid::lanes::LANES, taylor::TELLING_ROWS},
     compute::{AdapterKind, ring_bytes},
     layout::{Layout, STRIPE_ALIGNMENT},
     run::STRIPES_IN_FLIGHT,
@@ -122,6 +123,11 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         }
         if let Coding::Whole(Whole::LowRank(format)) = &encode.matrix.codec {
             scratch += decomposition_bytes(format.rank as u64, rows, columns as u64);
+        }
+        if let Coding::Whole(Whole::Taylor(format)) = &encode.matrix.codec {
+            // The terms as they are stored; a few of their rows in F32.
+            let terms = (format.order as u64 + 1) * format.units as u64;
+            scratch += terms * (rows * bits_of(format.terms) as u64 / 8 + 4 * TELLING_ROWS as u64);
         }
         if unit.base_bytes > 0 {
             // The base in F32.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Encode, Inputs, Options, PlanError};
+use super::{Encode, Inputs, Options, PlanError, expanded};
 use crate::{
     calibration,
     codec::Whole,
@@ -54,9 +54,11 @@ pub(super) fn solve_plan(
         .filter(|(_, encode)| encode.choice.activations == Activations::Static)
         .map(|(name, encode)| (*name, encode))
         .collect();
+    let expanded = encodes.values().find(|encode| expanded::format_of(encode).is_some());
     let trained: Vec<(&str, &Encode, TrainingSettings)> =
         encodes.iter().filter_map(|(name, encode)| Some((*name, encode, encode.settings.training()?))).collect();
     let first = solved.first().map(|(_, encode)| *encode).or(trained.first().map(|(_, encode, _)| *encode));
+    let first = first.or(expanded);
     let pass = transforms.first().map(|(_, rule)| &rule.pass).or(first.map(|encode| &encode.pass));
     let missing = match (pass, fixed.first()) {
         (Some(pass), _) => SolveFailure::NoCalibration { pass: pass.clone() },
@@ -88,6 +90,8 @@ pub(super) fn solve_plan(
     let drift = solved.iter().flat_map(|(_, encode)| encode.factorings()).any(|factoring| factoring.drift_share > 0.0);
     let compressed = calibration.predecessor == Predecessor::Compressed && !(solved.is_empty() && fixed.is_empty());
     let solved_bytes = solved.iter().map(|(_, encode)| (encode.matrix.rows * encode.matrix.columns) as u64).sum();
+    let mut changed = touched(&model, &transforms, inputs);
+    expanded::touched(inputs, &model, encodes, &mut changed)?;
     let mut plan = SolvePlan {
         calibration,
         tokens,
@@ -101,7 +105,7 @@ pub(super) fn solve_plan(
         differs: solved.iter().any(|(_, encode)| matches!(encode.choice.codec.whole(), Some(Whole::Delta(_)))),
         needs_inputs: !(transforms.is_empty() && solved.is_empty() && fixed.is_empty()),
         training,
-        touched: touched(&model, &transforms, inputs),
+        touched: changed,
         transforms: transforms.into_iter().map(|(_, rule)| rule).collect(),
         model,
         limits: Limits::default(),

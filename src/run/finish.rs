@@ -179,7 +179,9 @@ fn manifest(
         }));
         let calibration = found.and_then(|found| found.solutions.report(&unit.name));
         let input = found.and_then(|found| found.solutions.inputs.get(&unit.name)).cloned();
-        let mut tensor = OutputTensor { calibration, input, ..output_tensor(unit, record) };
+        let expansion =
+            found.and_then(|found| found.selections.get(&unit.name)).map(|selection| selection.figures.clone());
+        let mut tensor = OutputTensor { calibration, input, expansion, ..output_tensor(unit, record) };
         tensor.device = tensor.device.or(computed.device);
         if let Some(transforms) = plan.solve.as_ref().and_then(|solve| solve.touched.get(&unit.name)) {
             tensor.passes.splice(0..0, transforms.iter().cloned());
@@ -239,6 +241,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
         calibration: None,
         device: record.device.clone(),
         input: None,
+        expansion: None,
         hash: ContentHash::of_parts(&record.outputs),
     }
 }

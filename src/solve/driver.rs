@@ -10,6 +10,7 @@ use super::{
     Coverage, Head, Identity, Key, Moments, Note, Part, Solutions, SolveFailure, SolvePlan, Statistics, Wanted, Writer,
     gather,
     matrices::{Factors, Given, solve_linear},
+    ranges,
     streams::{Both, Pending, Stream, open_states, resumable, states_path},
     transforms::{Transformed, Transforms},
 };
@@ -51,8 +52,10 @@ pub struct Job<'a> {
 pub struct Outcome {
     /// Codes of matrices.
     pub solutions: Solutions,
-    /// Scales of folds.
+    /// Scales of folds, and signs of gates.
     pub transforms: Transforms,
+    /// Units that are expanded.
+    pub selections: ranges::Selections,
 }
 
 /// Gathers statistics of every input of the original model into one file. Gives the coverage of experts.
@@ -124,7 +127,8 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
         tokens: job.solve.tokens.hash.to_string(),
         device: job.device.map(SharedDevice::name),
     };
-    let solutions = Solutions::open(&job.folder, &head)?;
+    let mut solutions = Solutions::open(&job.folder, &head)?;
+    let selections = ranges::select(job, &mut solutions)?;
     let blocks = job.solve.model.blocks.len();
     // With nothing to know of inputs, nothing has to flow through the model.
     let first = if job.solve.needs_inputs { resumable(job, &solutions) } else { blocks };
@@ -156,8 +160,9 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
         worker.block(index)?;
     }
     worker.train()?;
-    let Worker { solutions, transforms, .. } = worker;
-    Ok(Outcome { solutions, transforms })
+    let Worker { solutions, mut transforms, .. } = worker;
+    ranges::negate(job, &selections, &mut transforms);
+    Ok(Outcome { solutions, transforms, selections })
 }
 
 impl<'a> Worker<'a> {

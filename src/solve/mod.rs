@@ -21,6 +21,7 @@ mod moments;
 mod on_device;
 mod pass;
 mod quantized;
+mod ranges;
 mod record;
 mod saved;
 mod shared;
@@ -40,6 +41,7 @@ pub use inputs::{BORROWED, InputRange};
 pub use matrices::{Stored, decoded, nearest};
 pub use memory::{SolvePlan, TrainingPlan, TransformRule};
 pub use moments::{Moments, Wanted};
+pub use ranges::Selections;
 pub use record::{Head, Note, Solutions, Solved, SolvedEncoder};
 pub use statistics::{Identity, Key, Statistics, Writer};
 pub use trained::held;
@@ -122,6 +124,23 @@ pub enum SolveFailure {
         /// What the file says.
         got: String,
     },
+    /// Too many hidden units reach beyond where their series converge.
+    #[error(
+        "`{tensor}`: {qualifying} of {units} hidden units stay within 0.7 of their series' radius of convergence, and \
+         {wanted} are to be expanded"
+    )]
+    TooFewUnits {
+        /// The matrix that has fewest.
+        tensor: String,
+        /// Units that are to be expanded.
+        wanted: usize,
+        /// Units that can be.
+        qualifying: usize,
+        /// All units.
+        units: usize,
+        /// The largest share of units that works for all matrices.
+        share: f64,
+    },
     /// Asked to stop.
     #[error("stopped while calibrating block {block} of {blocks}")]
     Stopped {
@@ -143,7 +162,10 @@ impl SolveFailure {
         match self {
             Self::Io { .. } | Self::Memory { .. } => ExitCode::Environment,
             Self::Matrix { .. } | Self::Codec { .. } => ExitCode::Input,
-            Self::NoCalibration { .. } | Self::NoStaticScales { .. } | Self::OtherStatistics { .. } => ExitCode::Usage,
+            Self::NoCalibration { .. }
+            | Self::NoStaticScales { .. }
+            | Self::OtherStatistics { .. }
+            | Self::TooFewUnits { .. } => ExitCode::Usage,
             Self::Denied { .. } => ExitCode::Difference,
             Self::Stopped { .. } => ExitCode::Stopped,
         }
@@ -158,6 +180,9 @@ impl SolveFailure {
                 "write [calibration] and under it `text = [\"file.txt\"]`, or use `activations = \"dynamic\"`".into()
             }
             Self::Memory { .. } => "give more with --max-memory, or shorter sequences".into(),
+            Self::TooFewUnits { share, .. } => format!(
+                "use `units = {share}` or less for pass `taylor_mlp`, a smaller `margin`, or `basis = \"chebyshev\"`"
+            ),
             Self::OtherStatistics { .. } => "run `bantam calibrate` again, or leave `statistics` out".into(),
             Self::Stopped { .. } => "run the same command again to continue".into(),
             Self::Denied { .. } => "`skip` the tensor, give more calibration text, or change the setting".into(),

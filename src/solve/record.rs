@@ -98,6 +98,8 @@ pub enum Line {
     Input { name: String, range: InputRange },
     /// The scales of a block's folds are found.
     Transforms { block: usize, hash: ContentHash },
+    /// What activations see of the text is found.
+    Ranges { hash: ContentHash },
     /// A block is done and the states behind it are on disk.
     Block { block: usize, states: Vec<ContentHash> },
     /// What training made of a matrix.
@@ -139,6 +141,8 @@ pub struct Solutions {
     identity: String,
     /// Where the time goes.
     pub clock: Clock,
+    /// The file of what activations see of the text.
+    pub ranges: Option<ContentHash>,
     /// Numbers that searches found.
     pub found: BTreeMap<String, f64>,
     /// What devices took part in.
@@ -170,6 +174,7 @@ impl Solutions {
             trained: BTreeMap::new(),
             training: None,
             identity: serde_json::to_string(head).unwrap_or_default(),
+            ranges: None,
             found: BTreeMap::new(),
             computed: BTreeMap::new(),
         };
@@ -208,6 +213,7 @@ impl Solutions {
         match line {
             Line::Matrix { name, expert, hash, .. } => same(&self.path(name, expert.unwrap_or(0)), hash),
             Line::Transforms { block, hash } => same(&self.folder.join(transforms_file(*block)), hash),
+            Line::Ranges { hash } => same(&self.folder.join(super::ranges::FILE), hash),
             Line::Trained { name, hash, .. } => same(&self.trained_path(name), hash),
             Line::Block { .. }
             | Line::Found { .. }
@@ -228,6 +234,7 @@ impl Solutions {
             Line::Transforms { block, hash } => {
                 self.transforms.insert(block, hash);
             }
+            Line::Ranges { hash } => self.ranges = Some(hash),
             Line::Block { block, states } => self.last_block = Some((block, states)),
             Line::Trained { name, hash, deviations } => {
                 self.trained.insert(name, (hash, deviations));

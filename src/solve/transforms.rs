@@ -151,7 +151,8 @@ impl Transforms {
         Ok(values)
     }
 
-    fn divide_rows(&mut self, linear: &LinearSpec, rows: &[usize], scales: &[f64]) {
+    /// Divides rows of a linear, and their biases, by these scales.
+    pub(super) fn divide_rows(&mut self, linear: &LinearSpec, rows: &[usize], scales: &[f64]) {
         let matrix = self.matrix(linear);
         matrix.rows.resize(linear.rows, 1.0);
         for (row, scale) in rows.iter().zip(scales) {

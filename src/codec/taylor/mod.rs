@@ -10,6 +10,7 @@ mod tests;
 
 pub use polynomial::{Basis, chebyshev, coefficients, evaluate, uniform_error};
 pub use series::{Smooth, derivatives, radius, series};
+pub(crate) use stored::TELLING_ROWS;
 pub use stored::{Expansion, Points};
 
 use std::hash::{Hash, Hasher};

@@ -8,8 +8,8 @@ use crate::{
     codec::CodecError,
 };
 
-/// Rows of the terms that tell the sign of a unit at least, where there are so many.
-const TELLING_ROWS: usize = 64;
+/// Rows of the terms that tell the signs of units, at most.
+pub(crate) const TELLING_ROWS: usize = 64;
 
 /// Where the units' polynomials stand, as stored: one number of each for every expanded unit.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -152,7 +152,7 @@ impl<'a> Expansion<'a> {
     /// negated: of the two that can be, the one that the terms agree with.
     fn fitted(&self) -> Vec<(bool, Vec<f64>)> {
         let (order, units) = (self.format.order, self.units.len());
-        let step = (self.rows / TELLING_ROWS).max(1);
+        let step = self.rows.div_ceil(TELLING_ROWS).max(1);
         let rows: Vec<usize> = (0..self.rows).step_by(step).collect();
         let mut sample = vec![0.0; rows.len() * (order + 1) * units];
         if self.format.perturbed {

@@ -21,7 +21,8 @@ impl<'a> Stages<'a> {
     #[must_use]
     pub fn new(block: &'a Block<'a>, linears: &'a [Vec<Linear>], device: Option<&'a SharedDevice>) -> Self {
         let mut stages = Self { block, linears, device: None, failures: 0 };
-        if let Some(shared) = device {
+        // Polynomials have no kernels here.
+        if let Some(shared) = device.filter(|_| block.expanded.is_none()) {
             let placed = shared.attempt(|device| {
                 let placed = linears.iter().map(|linears| DeviceLinears::place(device, linears));
                 Ok((DeviceBlock::new(device, block)?, placed.collect::<Result<Vec<_>, _>>()?))

@@ -6,6 +6,7 @@ use super::{
     Found, Parts,
     codes::Codes,
     config::QuantizationConfig,
+    expanded,
     matrix::{CodedMatrix, OutlierEntries},
     parts::{addressable, elements, expect_shape, expect_type, shape_error},
     scales::{Scales, Zeros},

@@ -16,7 +16,12 @@ use crate::{
 const SIGNED: &str = "signed";
 
 /// The gate, and its bias, of a down-projection in this format, where rows of it may be negated.
-pub(super) fn gates(checkpoint: &Checkpoint, format: &Taylor, down: &str, columns: usize) -> Result<Vec<Found>, LayoutError> {
+pub(super) fn gates(
+    checkpoint: &Checkpoint,
+    format: &Taylor,
+    down: &str,
+    columns: usize,
+) -> Result<Vec<Found>, LayoutError> {
     if !format.perturbed {
         return Ok(Vec::new());
     }
@@ -64,9 +69,15 @@ impl LogicalCheckpoint {
         let WholeCodes::Whole { format: Whole::Taylor(format), entries } = &matrix.codes else { return Ok(None) };
         let stored: Vec<&[u8]> = entries.iter().map(|entry| self.checkpoint.bytes(entry)).collect();
         let expansion = Expansion::new(*format, matrix.rows, matrix.columns, &stored);
-        let expansion = expansion
-            .map_err(|error| LayoutError::Value { tensor: name.to_owned(), message: error.to_string() })?;
+        let expansion =
+            expansion.map_err(|error| LayoutError::Value { tensor: name.to_owned(), message: error.to_string() })?;
         Ok(Some(expansion))
+    }
+
+    /// Whether a tensor is a gate whose rows may be stored negated.
+    #[must_use]
+    pub fn is_signed(&self, name: &str) -> bool {
+        self.index(name).is_some_and(|index| matches!(self.stored[index], Stored::Signed { .. }))
     }
 
     /// Rows of a tensor as they are stored: those of gates may be negated.
@@ -88,7 +99,8 @@ impl LogicalCheckpoint {
     ) -> Result<Box<dyn RowSource + '_>, LayoutError> {
         let inner = self.plain_rows(tensor, transposed)?;
         let signs = self.expansion(down)?.map(|expansion| expansion.signs()).unwrap_or_default();
-        let turned = self.index(down).is_some_and(|index| matches!(self.stored[index], Stored::Whole { transposed: true, .. }));
+        let turned =
+            self.index(down).is_some_and(|index| matches!(self.stored[index], Stored::Whole { transposed: true, .. }));
         // A gate lies as its down-projection does; rows are units unless it is asked for the other way round.
         let by_row = tensor.shape.len() == 2 && transposed == turned;
         let units = if by_row { inner.rows() } else { inner.columns() };

@@ -171,7 +171,12 @@ impl Found {
                 self.stored = Stored::Whole { matrix, transposed };
             }
             Stored::Whole { ref mut matrix, .. } => matrix.rotations = Some(rotations),
-            Stored::Plain | Stored::Sparse(_) | Stored::Difference { .. } | Stored::Same | Stored::Rows(_) | Stored::Signed { .. } => {}
+            Stored::Plain
+            | Stored::Sparse(_)
+            | Stored::Difference { .. }
+            | Stored::Same
+            | Stored::Rows(_)
+            | Stored::Signed { .. } => {}
         }
         self
     }

@@ -3,10 +3,13 @@
 use super::{Context, Stripe, encoding_error, refuse_denied, streamed};
 use crate::{
     Result,
-    codec::{CodecError, CodedMatrix, RowSource},
+    codec::{CodecError, CodedMatrix, RowSource, Taylor, Whole},
     evaluate::ErrorSums,
     forward::Matrix,
-    passes::Deviations,
+    passes::{
+        Deviations,
+        taylor_mlp::{self, Selection},
+    },
     plan::{Encode, Unit},
     run::RunError,
     solve::{SolveFailure, Stored, decoded, nearest},
@@ -48,7 +51,12 @@ pub(super) fn encode(
                 failed(CodecError::Stored { what: "weights", problem: message })
             })?;
         }
-        nearest(encode, &unit.name, &weights).map_err(|failure| match failure {
+        let selection = context.found.and_then(|found| found.selections.get(&unit.name));
+        let stored = match (encode.choice.codec.whole(), selection) {
+            (Some(Whole::Taylor(format)), Some(selection)) => expanded(encode, format, selection, &weights),
+            _ => nearest(encode, &unit.name, &weights),
+        };
+        stored.map_err(|failure| match failure {
             SolveFailure::Codec { source, .. } => failed(source),
             other => other.into(),
         })?
@@ -73,6 +81,19 @@ pub(super) fn encode(
         }
     };
     Ok(Stripe { pieces, sums, deviations: stored.deviations, on_device: false })
+}
+
+/// The matrix as terms of polynomials.
+fn expanded(
+    encode: &Encode,
+    format: &Taylor,
+    selection: &Selection,
+    weights: &Matrix,
+) -> std::result::Result<Stored, SolveFailure> {
+    let failed = |source| SolveFailure::Codec { tensor: encode.matrix.name.clone(), source };
+    let coded = CodedMatrix::Whole(taylor_mlp::encode(format, selection, weights).map_err(failed)?);
+    let decoded = decoded(encode, &coded, weights.rows, weights.columns).map_err(failed)?;
+    Ok(Stored { coded, deviations: Deviations::new(), decoded })
 }
 
 /// The rows of the base's matrix, where a difference from it is stored.
