@@ -91,9 +91,9 @@ layout = "remote-code"
 
 def bounds(artifact: pathlib.Path) -> dict[str, float]:
     """What the manifest states of every down projection: the largest error of a unit's polynomial over its range."""
-    manifest = json.loads((artifact / "bantam.json").read_text(encoding="utf-8"))
-    return {tensor["name"].removesuffix(".weight"): tensor["taylor_mlp"]["largest_error"]
-            for tensor in manifest["tensors"] if "taylor_mlp" in tensor}
+    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+    return {tensor["name"].removesuffix(".weight"): tensor["expansion"]["largest_error"]
+            for tensor in manifest["tensors"] if "expansion" in tensor}
 
 
 def make(binary: str, case: Case, folder: pathlib.Path, windows: pathlib.Path) -> dict:
