@@ -56,11 +56,14 @@ pub struct Reading {
     residual: f64,
 }
 
+/// Adds what one row of all terms has to sums, `[powers, units]` each.
+type AddRow<'a> = dyn Fn(&[Vec<f32>], &mut [f64]) + Sync + 'a;
+
 /// Ratios of the terms: for every unit, the best multiples of one column that the terms are, of length one.
 #[must_use]
 pub fn profiles(layer: &Layer<'_>) -> Vec<Vec<f64>> {
     let (units, powers) = (layer.units.len(), layer.powers);
-    let sums = |add: &(dyn Fn(&[Vec<f32>], &mut [f64]) + Sync)| -> Vec<f64> {
+    let sums = |add: &AddRow<'_>| -> Vec<f64> {
         let chunks: Vec<Vec<f64>> = (0..layer.outputs.div_ceil(CHUNK))
             .into_par_iter()
             .map(|chunk| {
@@ -103,7 +106,9 @@ pub fn profiles(layer: &Layer<'_>) -> Vec<Vec<f64>> {
 fn normalized(mut values: Vec<f64>) -> Vec<f64> {
     let length = values.iter().map(|value| value * value).sum::<f64>().sqrt();
     if length > 0.0 {
-        values.iter_mut().for_each(|value| *value /= length);
+        for value in &mut values {
+            *value /= length;
+        }
     }
     values
 }
