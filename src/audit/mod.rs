@@ -1,6 +1,6 @@
 //! What a `TaylorMLP` artifact gives away: mounts the known recovery on it and says how much of the original that gets back.
 //!
-//! Only what the artifact stores is used. Its terms Θ_n are one column times numbers p_0, p_1, …, and all numbers of the column
+//! Only what the artifact stores is used. Its terms `Θ_n` are one column times numbers `p_n`, and all numbers of the column
 //! share these: their ratios tell the polynomial, and the column follows. A source, where given, is the judge alone.
 //! `docs/passes/taylor_mlp_audit.md` tells the attacks and what the hardened form withholds.
 

@@ -14,8 +14,10 @@ const CHUNK: usize = 64;
 const LARGEST_EXPONENT: i32 = 8;
 /// Hidden points are looked for between minus this and this.
 const FARTHEST_POINT: f64 = 16.0;
-/// From one tried point to the next; a minimum is wider.
-const STEP: f64 = 0.5;
+/// From one tried point to the next.
+const STEP: f64 = 0.25;
+/// How many of the best tried points, of all factors and bases, are looked at more closely.
+const CLOSER: usize = 12;
 /// The inverse of the golden ratio.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
 
@@ -54,11 +56,14 @@ pub struct Reading {
     residual: f64,
 }
 
+/// Adds what one row of all terms has to sums, `[powers, units]` each.
+type AddRow<'a> = dyn Fn(&[Vec<f32>], &mut [f64]) + Sync + 'a;
+
 /// Ratios of the terms: for every unit, the best multiples of one column that the terms are, of length one.
 #[must_use]
 pub fn profiles(layer: &Layer<'_>) -> Vec<Vec<f64>> {
     let (units, powers) = (layer.units.len(), layer.powers);
-    let sums = |add: &(dyn Fn(&[Vec<f32>], &mut [f64]) + Sync)| -> Vec<f64> {
+    let sums = |add: &AddRow<'_>| -> Vec<f64> {
         let chunks: Vec<Vec<f64>> = (0..layer.outputs.div_ceil(CHUNK))
             .into_par_iter()
             .map(|chunk| {
@@ -101,7 +106,9 @@ pub fn profiles(layer: &Layer<'_>) -> Vec<Vec<f64>> {
 fn normalized(mut values: Vec<f64>) -> Vec<f64> {
     let length = values.iter().map(|value| value * value).sum::<f64>().sqrt();
     if length > 0.0 {
-        values.iter_mut().for_each(|value| *value /= length);
+        for value in &mut values {
+            *value /= length;
+        }
     }
     values
 }
@@ -112,16 +119,24 @@ pub fn read(layer: &Layer<'_>, profiles: &[Vec<f64>], attack: Attack) -> Vec<Rea
     let exponents = if layer.is_hardened() { -LARGEST_EXPONENT..=LARGEST_EXPONENT } else { 0..=0 };
     let gates: Vec<f64> = exponents.flat_map(|k| [2_f64.powi(k), -2_f64.powi(k)]).collect();
     let best = |unit: usize| {
-        let candidates = gates.iter().flat_map(|gate| [(*gate, Basis::Taylor), (*gate, Basis::Chebyshev)]);
-        let readings = candidates.map(|(gate, basis)| {
-            let unknown = Unknown { layer, unit, profile: &profiles[unit], gate, basis };
-            let point = match attack {
-                Attack::Point => f64::from(layer.points.z0[unit]) / gate,
-                Attack::Ratios => unknown.point(),
-            };
-            unknown.reading(point)
-        });
-        readings.reduce(|best, other| if other.residual < best.residual { other } else { best })
+        let bases = [Basis::Taylor, Basis::Chebyshev];
+        let candidates: Vec<Unknown<'_>> = gates
+            .iter()
+            .flat_map(|gate| bases.map(|basis| Unknown { layer, unit, profile: &profiles[unit], gate: *gate, basis }))
+            .collect();
+        let readings: Vec<Reading> = match attack {
+            Attack::Point => {
+                let point = |unknown: &Unknown<'_>| f64::from(layer.points.z0[unit]) / unknown.gate;
+                candidates.iter().map(|unknown| unknown.reading(point(unknown))).collect()
+            }
+            Attack::Ratios => {
+                let mut tried: Vec<_> = candidates.iter().flat_map(Unknown::minima).collect();
+                tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+                tried.truncate(CLOSER);
+                tried.into_iter().map(|(_, unknown, point)| unknown.reading(unknown.closer(point))).collect()
+            }
+        };
+        readings.into_iter().reduce(|best, other| if other.residual < best.residual { other } else { best })
     };
     (0..layer.units.len()).into_par_iter().filter_map(best).collect()
 }
@@ -156,14 +171,26 @@ impl Unknown<'_> {
         Reading { gate: self.gate, point, zeroth, polynomial, residual }
     }
 
-    /// The point of the least residual.
-    fn point(&self) -> f64 {
-        let residual = |point: f64| self.reading(point).residual;
+    fn residual(&self, point: f64) -> f64 {
+        self.reading(point).residual
+    }
+
+    /// Tried points with a smaller residual than their neighbours, and their residuals.
+    fn minima(&self) -> Vec<(f64, &Self, f64)> {
         let count = (2.0 * FARTHEST_POINT / STEP) as usize;
-        let tried = (0..=count).map(|index| index as f64 * STEP - FARTHEST_POINT);
-        let coarse = tried.map(|point| (residual(point), point)).min_by(|a, b| a.0.total_cmp(&b.0));
-        let Some((_, coarse)) = coarse else { return 0.0 };
-        let (mut low, mut high) = (coarse - STEP, coarse + STEP);
+        let point = |index: usize| index as f64 * STEP - FARTHEST_POINT;
+        let residuals: Vec<f64> = (0..=count).map(|index| self.residual(point(index))).collect();
+        let is_least = |index: &usize| {
+            let before = index.checked_sub(1).and_then(|before| residuals.get(before));
+            [before, residuals.get(index + 1)].into_iter().flatten().all(|other| residuals[*index] <= *other)
+        };
+        (0..=count).filter(is_least).map(|index| (residuals[index], self, point(index))).collect()
+    }
+
+    /// The point of the least residual near a tried one, by golden sections.
+    fn closer(&self, tried: f64) -> f64 {
+        let residual = |point: f64| self.residual(point);
+        let (mut low, mut high) = (tried - STEP, tried + STEP);
         let (mut left, mut right) = (high - GOLDEN * (high - low), low + GOLDEN * (high - low));
         let (mut at_left, mut at_right) = (residual(left), residual(right));
         // Each step leaves 0.618 of the interval: 2^-35 of it after 50.

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 
 use super::{Matrix, matrix::add_multiply_transposed};
 
-/// Adds `Σ_n Θ_n (sⁿ ∘ u)` to `out`, `[tokens, outputs]`. `terms` are Θ_n, `[outputs, units]`, for n from `lowest_power` on;
+/// Adds `Σ_n Θ_n (sⁿ ∘ u)` to `out`, `[tokens, outputs]`. `terms` are `Θ_n`, `[outputs, units]`, for n from `lowest_power` on;
 /// `s` and `u` are `[tokens, units]`. Powers grow by a product with s, which Horner's rule would multiply the sum with: s is of
-/// a unit and the sum of an output, so that only the former is a product of matrices. Every Θ_n is read once. Sums are F32,
+/// a unit and the sum of an output, so that only the former is a product of matrices. Every `Θ_n` is read once. Sums are F32,
 /// cut by shape alone.
 pub fn add_terms(terms: &[MatRef<'_, f32>], lowest_power: usize, s: &Matrix, u: &Matrix, out: &mut Matrix) {
     debug_assert_eq!((s.rows, s.columns), (u.rows, u.columns));

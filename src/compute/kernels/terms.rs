@@ -7,7 +7,7 @@ const POWERS: &str = shader!("powers.wgsl");
 /// Invocations of a workgroup.
 const SIZE: usize = 64;
 
-/// One term of a polynomial, Θ_n = W diag(c_n), F32 `[rows, columns]`, each product rounded once. `coefficients` are F32, one
+/// One term of a polynomial, `Θ_n = W diag(c_n)`, F32 `[rows, columns]`, each product rounded once. `coefficients` are F32, one
 /// a column: [`crate::passes::taylor_mlp::encode`] multiplies with F64 and may differ by a unit in the last place.
 ///
 /// # Errors
@@ -34,7 +34,7 @@ pub fn term(device: &Device, weights: &Source<'_>, coefficients: &Buffer) -> Res
 /// The terms of a layer on the device.
 #[derive(Debug)]
 pub struct DeviceTerms {
-    /// Θ_n, `[outputs, units]`, from power `lowest_power` on.
+    /// `Θ_n`, `[outputs, units]`, from power `lowest_power` on.
     pub terms: Vec<DeviceMatrix>,
     /// The power of the first one.
     pub lowest_power: usize,
