@@ -104,9 +104,9 @@ fn outputs_stay_within_the_stated_bound_and_more_terms_are_nearer() {
     let expected = outputs(&spec, &original, &hidden);
     let largest = expected.values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
     let mut divergences = Vec::new();
-    for order in [2, 4, 8] {
+    for order in [4, 8, 16] {
         let name = format!("order-{order}");
-        let settings = format!("order = {order}\nunits = 0.3\nmargin = 1.0");
+        let settings = format!("order = {order}\nunits = 0.3\nmargin = 0.5\nbasis = \"chebyshev\"");
         let artifact = bench.artifact(&name, &settings, "bantam");
         let stored = open(&artifact);
         let got = outputs(&spec, &AsStored(&stored), &hidden);
@@ -115,18 +115,18 @@ fn outputs_stay_within_the_stated_bound_and_more_terms_are_nearer() {
         let tensors = manifest["tensors"].as_array().unwrap();
         let down = tensors.iter().find(|tensor| tensor["name"] == "model.layers.0.mlp.down_proj.weight").unwrap();
         let bound = down["expansion"]["output_error"].as_f64().unwrap();
-        assert!(bound > 0.0 && down["expansion"]["largest_reach"].as_f64().unwrap() <= 0.7, "{down}");
+        assert!(bound > 0.0, "{down}");
         assert!(error <= bound + 1e-5 * f64::from(largest), "order {order}: {error:e}, bound {bound:e}");
         divergences.push(bench.divergence(&artifact));
     }
     assert!(divergences[0] > divergences[1] && divergences[1] >= divergences[2], "{divergences:?}");
-    assert!(divergences[2] < 1e-4, "{divergences:?}");
+    assert!(divergences[2] < 1e-3, "{divergences:?}");
 }
 
 #[test]
 fn sizes_are_the_plans_and_weights_come_back() {
     let bench = Bench::new();
-    for (layout, settings) in [("bantam", ""), ("remote-code", "basis = \"chebyshev\"\nunits = 1.0")] {
+    for (layout, settings) in [("bantam", "deviations = 2.0"), ("remote-code", "basis = \"chebyshev\"\nunits = 1.0")] {
         let recipe = bench.recipe(layout, settings, layout);
         let plan = json(&expect_exit(bench.on("plan", &recipe, &model(), layout).arg("--json"), 0));
         let artifact = bench.artifact(layout, settings, layout);
@@ -140,7 +140,7 @@ fn sizes_are_the_plans_and_weights_come_back() {
         assert!(notes.contains("does not protect") && notes.contains("Multiply-adds"), "{notes}");
         expect_exit(bantam().args(["verify", "--quiet"]).arg(&artifact), 0);
         let decoded = bench.path(&format!("{layout}-decoded"));
-        expect_exit(bantam().args(["decode", "--quiet"]).arg(&artifact).arg(&decoded), 0);
+        expect_exit(bantam().args(["decode", "--quiet"]).arg(&artifact).arg("--out").arg(&decoded), 0);
         let (original, decoded) = (open(&model()), open(&decoded));
         for tensor in original.tensors() {
             let entry = |of: &LogicalCheckpoint| {
@@ -159,7 +159,7 @@ fn sizes_are_the_plans_and_weights_come_back() {
 #[test]
 fn any_number_of_threads_gives_the_same_bytes_and_a_stopped_run_goes_on() {
     let bench = Bench::new();
-    let recipe = bench.recipe("threads", "", "remote-code");
+    let recipe = bench.recipe("threads", "deviations = 2.0", "remote-code");
     let run = |out: &str, threads: &str| {
         expect_exit(bench.on("run", &recipe, &model(), out).args(["--threads", threads]), 0);
         contents(&bench.path(out))
@@ -180,7 +180,7 @@ fn what_cannot_be_is_refused_by_name() {
         assert!(expected.iter().all(|part| text.contains(part)), "{settings}: {text}");
         assert!(!bench.path("refused").exists());
     };
-    refused("units = 1.0\nmargin = 10.0", "bantam", 2, &["hidden units stay within 0.7", "units = 0", "chebyshev"]);
+    refused("units = 1.0\nmargin = 10.0", "bantam", 2, &["hidden units stay within 0.7", "deviations", "chebyshev"]);
     refused("", "dense", 2, &["layout `dense`"]);
     refused("select = [\"attention.value\"]", "bantam", 2, &["no down-projection of a dense MLP"]);
     let gate = "[[pass]]\nuse = \"rtn\"\nbits = 4\ngroup_size = 64\nselect = [\"mlp.gate\"]";

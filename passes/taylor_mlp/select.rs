@@ -179,7 +179,11 @@ impl Selection {
 }
 
 fn candidate(settings: &Settings, format: &Taylor, ranges: &Ranges, unit: usize) -> Candidate {
-    let (lowest, highest) = (ranges.lowest[unit], ranges.highest[unit]);
+    let (mut lowest, mut highest) = (ranges.lowest[unit], ranges.highest[unit]);
+    if let Some(deviations) = settings.deviations {
+        let (mean, far) = (ranges.mean[unit], deviations * ranges.deviation[unit]);
+        (lowest, highest) = (lowest.max(mean - far), highest.min(mean + far));
+    }
     let gap = highest - lowest;
     let (lo, hi) = (lowest - settings.margin * gap, highest + settings.margin * gap);
     let (lo, hi) = (lo.min(lowest - LEAST_HALF) as f32, hi.max(highest + LEAST_HALF) as f32);

@@ -23,7 +23,7 @@ pub const INFO: PassInfo = PassInfo {
 };
 
 /// All keys, sorted.
-pub const KEYS: &[&str] = &["basis", "margin", "order", "perturb", "point", "terms_dtype", "units"];
+pub const KEYS: &[&str] = &["basis", "deviations", "margin", "order", "perturb", "point", "terms_dtype", "units"];
 
 /// Where a power series stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Middle {
 pub struct Settings {
     /// What the polynomials are.
     pub basis: Basis,
+    /// The standard deviations around the mean that a range ends at, if not at the least and the largest.
+    pub deviations: Option<f64>,
     /// What a range is widened by on each side, as a share of its width.
     pub margin: f64,
     /// The highest power.
@@ -57,6 +59,9 @@ impl Serialize for Settings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("basis", &self.basis)?;
+        if let Some(deviations) = self.deviations {
+            map.serialize_entry("deviations", &deviations)?;
+        }
         map.serialize_entry("margin", &self.margin)?;
         map.serialize_entry("order", &self.order)?;
         map.serialize_entry("perturb", &self.perturb)?;
@@ -76,6 +81,7 @@ impl Settings {
         known_keys(table, "taylor_mlp", KEYS)?;
         let mut settings = Self {
             basis: Basis::Taylor,
+            deviations: None,
             margin: 0.1,
             order: 8,
             perturb: true,
@@ -91,6 +97,7 @@ impl Settings {
                     let basis = word.and_then(Basis::by_name);
                     settings.basis = basis.ok_or_else(|| setting.wrong("\"taylor\" or \"chebyshev\""))?;
                 }
+                "deviations" => settings.deviations = Some(setting.positive(100.0)?),
                 "margin" => {
                     settings.margin =
                         setting.number("a number from 0.0 to 10.0", |margin| (0.0..=10.0).contains(&margin))?;
@@ -118,6 +125,13 @@ impl Settings {
         if settings.basis == Basis::Chebyshev && table.contains_key("point") {
             let message = "goes with `basis = \"taylor\"`: Chebyshev's points are those of the whole range";
             return Err(SettingError::new("point", message));
+        }
+        if settings.deviations.is_some() {
+            if table.contains_key("margin") {
+                let message = "widens the range from the least to the largest: leave it out beside `deviations`";
+                return Err(SettingError::new("margin", message));
+            }
+            settings.margin = 0.0;
         }
         Ok(settings)
     }

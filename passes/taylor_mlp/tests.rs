@@ -42,6 +42,8 @@ fn settings_are_typed_and_complete() {
         ("terms_dtype = \"f8\"", "terms_dtype"),
         ("point = \"left\"", "point"),
         ("basis = \"chebyshev\"\npoint = \"mean\"", "point"),
+        ("deviations = 0.0", "deviations"),
+        ("deviations = 2.0\nmargin = 0.1", "margin"),
         ("ordre = 3", "ordre"),
     ] {
         assert_eq!(parse(text).unwrap_err().key, key, "{text}");
@@ -71,6 +73,16 @@ fn the_smallest_ranges_that_converge_are_taken() {
     // Interpolation has no radius.
     let wide = Settings { basis: Basis::Chebyshev, ..all };
     assert_eq!(Selection::new(&wide, &format(&wide, 6), &ranges, (0, "w")).unwrap().units.len(), 6);
+}
+
+#[test]
+fn ranges_may_end_at_deviations() {
+    let settings = parse("units = 1.0\ndeviations = 2.0").unwrap();
+    let ranges = Ranges { deviation: vec![0.5, 10.0], mean: vec![0.25, 0.5], ..ranges(&[8.0, 3.0]) };
+    let selection = Selection::new(&Settings { perturb: false, ..settings }, &format(&settings, 2), &ranges, (0, "w"));
+    let points = selection.unwrap().points;
+    // Never beyond what was seen.
+    assert_eq!((points.lo, points.hi), (vec![-0.751, -1.251], vec![1.251, 1.751]));
 }
 
 #[test]

@@ -11,6 +11,7 @@ fn manifest() -> Manifest {
     let hash = ContentHash::of(b"weights");
     let input = |name: &str| InputTensor { name: name.into(), dtype: Dtype::BF16, shape: vec![2, 3], bytes: 12, hash };
     let output = |name: &str, error| OutputTensor {
+        expansion: None,
         name: name.into(),
         source: vec![name.into()],
         passes: vec![],

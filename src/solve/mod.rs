@@ -180,8 +180,11 @@ impl SolveFailure {
                 "write [calibration] and under it `text = [\"file.txt\"]`, or use `activations = \"dynamic\"`".into()
             }
             Self::Memory { .. } => "give more with --max-memory, or shorter sequences".into(),
+            Self::TooFewUnits { share: 0.0, .. } => {
+                "use `deviations = 2.0` for pass `taylor_mlp`, which narrows ranges, or `basis = \"chebyshev\"`".into()
+            }
             Self::TooFewUnits { share, .. } => format!(
-                "use `units = {share}` or less for pass `taylor_mlp`, a smaller `margin`, or `basis = \"chebyshev\"`"
+                "use `units = {share}` or less for pass `taylor_mlp`, ranges narrowed by `deviations = 2.0`, or `basis = \"chebyshev\"`"
             ),
             Self::OtherStatistics { .. } => "run `bantam calibrate` again, or leave `statistics` out".into(),
             Self::Stopped { .. } => "run the same command again to continue".into(),
