@@ -157,12 +157,12 @@ fn sizes_are_the_plans_and_weights_come_back() {
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_bytes_and_a_stopped_run_goes_on() {
+fn any_number_of_threads_gives_the_same_bytes() {
     let bench = Bench::new();
     let recipe = bench.recipe("threads", "deviations = 2.0", "remote-code");
     let run = |out: &str, threads: &str| {
         expect_exit(bench.on("run", &recipe, &model(), out).args(["--threads", threads]), 0);
-        contents(&bench.path(out))
+        bench.path(out)
     };
     let one = run("one", "1");
     for threads in ["2", "3"] {
