@@ -155,11 +155,13 @@ class LatentLayer(CacheLayerMixin):
     def batch_select_indices(self, indices):
         self.apply(lambda tensor: tensor[indices, ...])
 
-    def offload(self):
-        self.apply(lambda tensor: tensor.to("cpu"))
+    def crop(self, tokens_to_remove):
+        raise NotImplementedError("a cache of latents cannot be cropped, which assisted generation needs")
 
-    def prefetch(self):
+    def offload(self):
         raise NotImplementedError("a cache of latents cannot be offloaded")
+
+    prefetch = offload
 
 
 class LatentCache(Cache):
