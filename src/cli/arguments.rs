@@ -94,6 +94,9 @@ pub enum Command {
     /// predicted tokens of all windows. Works on checkpoints and on artifacts, block by block: memory depends on the
     /// largest block. With --reference also the mean KL divergence from it, its 99th percentile, and how often the most
     /// likely token agrees. Standard errors take windows as independent draws.
+    ///
+    /// An artifact of pass lowrank_kv is evaluated as its runtime computes: the latest tokens' keys and values exact, older
+    /// ones from latents, quantized where the artifact says so.
     #[command(after_help = "Example:\n  bantam eval llama-int4 --text evaluation.txt --reference llama --context 2048")]
     Eval(EvalArguments),
     /// Save statistics of a model's activations, for runs of the same model and text
@@ -382,6 +385,13 @@ pub struct EvalArguments {
     /// Memory that the evaluation may use, such as 8GiB
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
+    /// Also measure retrieval: each window is a passage of half as many tokens and the same passage again, whose tokens are to
+    /// be predicted
+    #[arg(long)]
+    pub retrieval: bool,
+    /// Tokens whose keys and values are exact, instead of the window that an artifact of pass lowrank_kv records
+    #[arg(long, value_name = "N")]
+    pub window: Option<usize>,
     /// Write all logits to this safetensors file, F32 [windows, context, vocabulary]
     #[arg(long, value_name = "FILE")]
     pub save_logits: Option<PathBuf>,
