@@ -5,6 +5,7 @@ pub mod bitdelta;
 pub mod breadcrumbs;
 pub mod folding;
 pub mod gptq;
+pub mod lowrank_kv;
 pub mod mask;
 pub mod pvq;
 pub mod rotate;
@@ -46,6 +47,8 @@ pub enum Settings {
     BitDelta(bitdelta::Settings),
     /// Masked differences from a base.
     Breadcrumbs(breadcrumbs::Settings),
+    /// Keys and values in factors.
+    LowrankKv(lowrank_kv::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -95,6 +98,7 @@ pub const REGISTRY: &[PassInfo] = &[
     vptq::INFO,
     bitdelta::INFO,
     breadcrumbs::INFO,
+    lowrank_kv::INFO,
 ];
 
 /// One matrix as a pass sees it at plan time.
@@ -327,6 +331,7 @@ impl Settings {
             }),
             Self::Mask(settings) => settings.factoring(),
             Self::BitDelta(settings) => settings.factoring(),
+            Self::LowrankKv(settings) => settings.factoring(),
             _ => None,
         }
     }
@@ -359,7 +364,7 @@ impl Settings {
         match self {
             Self::Rtn(_) | Self::Rotate(_) | Self::Breadcrumbs(_) => false,
             Self::Mask(settings) => settings.needs_calibration(),
-            Self::Pvq(_) | Self::Vptq(_) => self.is_solved(),
+            Self::Pvq(_) | Self::Vptq(_) | Self::LowrankKv(_) => self.is_solved(),
             Self::BitDelta(_) => self.is_solved() || self.training().is_some(),
             Self::Gptq(_) | Self::SmoothQuant(_) | Self::SmoothQuantPlus(_) | Self::Awq(_) => true,
         }
@@ -385,6 +390,7 @@ impl Settings {
             Self::Mask(settings) => settings.choose(matrix),
             Self::BitDelta(settings) => Ok(settings.choose()),
             Self::Breadcrumbs(settings) => settings.choose(matrix),
+            Self::LowrankKv(_) => Err(SettingError::new("use", "ranks follow from the model's heads")),
             _ => Err(SettingError { key: "use".into(), message: "a transform has no number format".into() }),
         }
     }
@@ -433,6 +439,12 @@ impl Settings {
                 let solution = vptq::solve_nearest(&linear, weights.columns, &settings.solve)
                     .map_err(gptq::SolveError::into_codec)?;
                 Ok((solution.tensors, solution.report.deviations))
+            }
+            (Self::LowrankKv(settings), Whole::Factors(format)) => {
+                let (weights, columns) = (&weights.values, weights.columns);
+                let linear = lowrank_kv::Linear { name, weights, columns, format, rotate: settings.rotate };
+                let stored = lowrank_kv::encode(&linear).map_err(gptq::SolveError::into_codec)?;
+                Ok((stored, Deviations::new()))
             }
             (Self::Mask(settings), Whole::Sparse(sparse)) => {
                 let found = settings.unseen(&weights.values, weights.rows, weights.columns)?;

@@ -55,6 +55,7 @@ pub fn execute(arguments: &CalibrateArguments, output: &Output) -> Result<ExitCo
         max_memory: arguments.max_memory.filter(|_| !arguments.coverage),
         device: None,
         deny: &[],
+        gathers_statistics: true,
     })?;
     let Some(solve) = plan.solve.take() else {
         return Err(CliError::Usage {

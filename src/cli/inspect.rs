@@ -12,9 +12,10 @@ use serde::Serialize;
 use super::{CliError, InspectArguments, Output};
 use crate::{
     ExitCode,
-    checkpoint::{Checkpoint, Dtype},
+    checkpoint::{Checkpoint, Dtype, bits_of},
     evaluate::Sparsity,
-    layout::{LayoutName, LogicalCheckpoint, LogicalTensor},
+    forward::{CacheBytes, Model},
+    layout::{CachePolicy, LayoutError, LayoutName, LogicalCheckpoint, LogicalTensor},
     manifest::{FILE_NAME, Fallback, Manifest, Tool, Totals},
     model::{ModelMap, NamedShape},
 };
@@ -38,6 +39,9 @@ struct Report {
     /// n:m sparsity.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sparse: Vec<sparse::Row>,
+    /// What a runtime keeps of earlier tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<CacheBytes>,
     /// Of an artifact of differences.
     #[serde(skip_serializing_if = "Option::is_none")]
     delta: Option<deltas::Delta>,
@@ -139,6 +143,7 @@ pub fn execute(arguments: &InspectArguments, output: &Output) -> Result<ExitCode
         report.delta = Some(deltas::Delta::new(&tensors, totals));
     }
     if let (Ok(logical), true) = (&logical, arguments.tensor.is_empty()) {
+        report.cache = cache(logical)?;
         report.find_sparsity(logical, &map);
     }
     if let (Ok(logical), false) = (&logical, arguments.tensor.is_empty()) {
@@ -152,6 +157,17 @@ pub fn execute(arguments: &InspectArguments, output: &Output) -> Result<ExitCode
         output.result(&statistics::render(&report.statistics, output))?;
     }
     Ok(ExitCode::Done)
+}
+
+/// What a runtime keeps of earlier tokens, where bantam knows what the model computes. Keys and values have the type of the
+/// model's first matrix.
+fn cache(logical: &LogicalCheckpoint) -> Result<Option<CacheBytes>, LayoutError> {
+    let Some(config) = logical.checkpoint().config().map(|config| &config.value) else { return Ok(None) };
+    let policy = CachePolicy::of(config)?;
+    let Ok(model) = Model::new(Some(config), logical) else { return Ok(None) };
+    let keys = model.blocks.first().and_then(|block| block.linears().next());
+    let dtype = keys.and_then(|linear| logical.tensor(&linear.weight)).map_or(Dtype::BF16, |tensor| tensor.dtype);
+    Ok(CacheBytes::of(&model, (bits_of(dtype) / 8) as u64, policy.as_ref()))
 }
 
 /// The stored tensors, each taken for itself.
@@ -211,6 +227,7 @@ fn report(path: &Path, checkpoint: &Checkpoint, tensors: &[LogicalTensor], map: 
         roles: role_rows(tensors, &rows),
         compressed: compressed(tensors),
         sparse: Vec::new(),
+        cache: None,
         delta: None,
         notes: map.notes.clone(),
         artifact: artifact(checkpoint.root(), output),

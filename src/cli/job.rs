@@ -26,6 +26,8 @@ pub(super) struct Job<'a> {
     /// The kind of the device that will encode, if one will.
     pub(super) device: Option<compute::AdapterKind>,
     pub(super) deny: &'a [Denied],
+    /// Whether statistics are gathered that other plans need.
+    pub(super) gathers_statistics: bool,
 }
 
 /// Opens everything and plans.
@@ -49,6 +51,7 @@ pub(super) fn plan(job: &Job<'_>) -> Result<(LogicalCheckpoint, Plan), anyhow::E
         max_memory_bytes: job.max_memory.map(|size| size.0),
         deny_fallbacks: job.deny.contains(&Denied::Fallback),
         device: job.device,
+        gathers_statistics: job.gathers_statistics,
     };
     let plan = Plan::new(Inputs { recipe: &recipe, source: &source, model: &map }, &options)?;
     Ok((source, plan))

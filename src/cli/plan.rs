@@ -22,6 +22,7 @@ pub fn execute(arguments: &PlanArguments, output: &Output) -> Result<ExitCode, a
         max_memory: arguments.max_memory,
         device: None,
         deny: &[],
+        gathers_statistics: false,
     })?;
     if output.json() {
         output.json_result(&plan.to_json())?;

@@ -55,6 +55,9 @@ pub fn plan_text(plan: &Plan) -> String {
         plan.artifact_bytes()
     );
     let _ = writeln!(text, "encoded        {:.4} bits per weight, everything counted", plan.bits_per_weight());
+    if let Some(cache) = &plan.cache {
+        let _ = writeln!(text, "cache          {}", cache.text());
+    }
     let _ = writeln!(
         text,
         "memory         {} at most with {} threads (smallest budget {})",

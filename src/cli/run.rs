@@ -40,6 +40,7 @@ pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, an
             max_memory: arguments.max_memory,
             device: device.map(|device| device.adapter().kind),
             deny: &arguments.deny,
+            gathers_statistics: false,
         })
     };
     let (mut source, mut plan) = planned(asked.as_ref())?;

@@ -8,6 +8,7 @@
 mod attention;
 mod block;
 mod build;
+mod cache_bytes;
 mod config;
 #[cfg(test)]
 mod device_tests;
@@ -29,6 +30,7 @@ mod weights;
 pub use attention::Attention;
 pub use block::Block;
 pub(crate) use block::vector;
+pub use cache_bytes::CacheBytes;
 pub use error::{ARCHITECTURES, ForwardError};
 pub use experts::{Expert, Routing};
 pub use inputs::rounded;

@@ -6,15 +6,16 @@ use super::{
     Action, Encode, MemoryPlan, Merge, Options, Plan, PlanError, SolvePlan, Unit,
     delta::{self, Shared},
     differences::{self, Wanted},
-    masks, memory, merge, shards, small_files, solving,
+    lowrank, masks, memory, merge, shards, small_files, solving,
 };
 use crate::{
     Result,
-    checkpoint::{is_float, scan_non_finite},
+    checkpoint::{bits_of, is_float, scan_non_finite},
     codec::{Rotations, RowSource},
+    forward::{CacheBytes, Model},
     layout::{
-        BaseTensors, LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal,
-        TensorSpec, layout,
+        BaseTensors, CachePolicy, LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec,
+        Refusal, TensorSpec, layout,
     },
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
@@ -91,8 +92,19 @@ impl Plan {
         let assignments = inputs.recipe.assign(inputs.model)?;
         let mut merges = merge::merges(inputs, target.name(), &assignments, &mut fallbacks, &mut notes)?;
         let mut books = masks::Books::default();
-        let wishes = wishes(inputs, target.as_ref(), &assignments, &mut books)?;
-        let mut choices = choose(inputs, target.as_ref(), &wishes, &mut notes, &mut fallbacks)?;
+        let mut wishes = wishes(inputs, target.as_ref(), &assignments, &mut books)?;
+        let lowrank = lowrank::choose(
+            inputs,
+            target.name(),
+            wishes.iter().enumerate().filter_map(lowrank_of),
+            options,
+            &mut notes,
+        )?;
+        for (index, (_, cache)) in &lowrank {
+            wishes[*index].cache = Some(cache.clone());
+        }
+        let lowrank = lowrank.into_iter().map(|(index, (choice, _))| (index, choice)).collect();
+        let mut choices = choose(inputs, target.as_ref(), &wishes, lowrank, &mut notes, &mut fallbacks)?;
         share_codebooks(inputs, &wishes, &mut choices)?;
         for (wish, choice) in wishes.iter().zip(&choices) {
             let rule = &recipe.passes[wish.rule];
@@ -238,6 +250,20 @@ fn rotations(inputs: Inputs<'_>, assignments: &[Assignment]) -> Result<BTreeMap<
     Ok(rotations)
 }
 
+/// A projection of keys or values that is to become factors.
+fn lowrank_of<'a>((index, wish): (usize, &'a Wish<'_>)) -> Option<(usize, lowrank::Wanted<'a>)> {
+    let Settings::LowrankKv(settings) = &wish.settings else { return None };
+    let wanted = lowrank::Wanted {
+        matrix: &wish.matrix,
+        view: &wish.view,
+        role: &wish.mapped.role,
+        settings,
+        rule: wish.rule,
+        rotated: wish.rotations.is_some(),
+    };
+    Some((index, wanted))
+}
+
 /// What decides the form of a difference.
 fn differences_of<'a>(wish: &'a Wish<'_>) -> Wanted<'a> {
     Wanted { tensor: wish.tensor, matrix: &wish.matrix, transposed: wish.view.transposed, settings: &wish.settings }
@@ -248,11 +274,13 @@ fn choose(
     inputs: Inputs<'_>,
     target: &dyn Layout,
     wishes: &[Wish<'_>],
+    chosen: BTreeMap<usize, Choice>,
     notes: &mut Vec<String>,
     fallbacks: &mut Vec<Fallback>,
 ) -> Result<Vec<Choice>> {
     let mut choices: Vec<Option<Choice>> = Vec::with_capacity(wishes.len());
     let mut measured = differences::choose(inputs, wishes.iter().map(differences_of), fallbacks)?;
+    measured.extend(chosen);
     let mut by_rule: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, wish) in wishes.iter().enumerate() {
         let rule = &inputs.recipe.passes[wish.rule];
@@ -536,9 +564,16 @@ fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: 
         fallbacks,
         notes,
         memory,
+        cache: None,
         solve,
         digest: String::new(),
     };
+    if let Some(policy) = CachePolicy::of_matrices(&matrices, inputs.model.blocks) {
+        let model = Model::new(checkpoint.config().map(|config| &config.value), inputs.source)?;
+        let element_bits =
+            matrices.iter().find(|matrix| matrix.cache.is_some()).map_or(16, |it| bits_of(it.dense_dtype));
+        plan.cache = CacheBytes::of(&model, element_bits as u64 / 8, Some(&policy));
+    }
     plan.digest = digest(&plan);
     Ok(plan)
 }

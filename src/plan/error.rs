@@ -162,6 +162,31 @@ pub enum PlanError {
         /// Why.
         source: std::io::Error,
     },
+    /// Something that has no keys or values of its own is to become factors.
+    #[error("rule `{pass}` (recipe line {line}) cannot take `{tensor}`: {problem}")]
+    LowRank {
+        /// The pass.
+        pass: String,
+        /// Its line.
+        line: usize,
+        /// The tensor.
+        tensor: String,
+        /// Why not.
+        problem: String,
+    },
+    /// Ranks are to be given out by statistics that nobody has saved.
+    #[error(
+        "rule `{pass}` (recipe line {line}): `cache_ratio` with `method = \"{method}\"` gives ranks out by statistics, \
+         and the recipe names none"
+    )]
+    NoStatistics {
+        /// The pass.
+        pass: String,
+        /// Its line.
+        line: usize,
+        /// The method.
+        method: &'static str,
+    },
     /// The encodings do not fit into one artifact of this layout.
     #[error("layout `{layout}` cannot hold these encodings together: {message}")]
     Together {
@@ -205,6 +230,8 @@ impl PlanError {
             | Self::RotatedDense { .. }
             | Self::ScaledAfterRotation { .. }
             | Self::Masked { .. }
+            | Self::LowRank { .. }
+            | Self::NoStatistics { .. }
             | Self::Together { .. }
             | Self::Choice { .. } => ExitCode::Usage,
         }
@@ -226,6 +253,8 @@ impl PlanError {
                     .into()
             }
             Self::ScaledAfterRotation { .. } => "put the `rotate` rule after it".into(),
+            Self::LowRank { .. } => "leave it out with `skip`, or write `select = [\"attention.key\", \"attention.value\"]`".into(),
+            Self::NoStatistics { .. } => "save them with `bantam calibrate RECIPE --out FILE`, and write `statistics = \"FILE\"` under [calibration]".into(),
             Self::NoMask { .. } => "`skip` the tensor, or give the masks of this model".into(),
             Self::Masked { .. } => "name the tensor in the `skip` of one of the two rules".into(),
             Self::NoConfig { .. } => "use layout `dense` or `bantam`, or add the model's config.json".into(),

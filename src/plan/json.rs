@@ -44,7 +44,7 @@ impl Plan {
             .map(|file| json!({"name": file.name, "bytes": file.bytes}))
             .chain(self.small_files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})))
             .collect();
-        json!({
+        let mut plan = json!({
             "schema": "bantam.plan/1",
             "model": self.model,
             "out": self.out,
@@ -63,6 +63,10 @@ impl Plan {
             "fallbacks": self.fallbacks,
             "notes": self.notes,
             "tensors": tensors,
-        })
+        });
+        if let Some(cache) = &self.cache {
+            plan["cache"] = json!(cache);
+        }
+        plan
     }
 }

@@ -123,6 +123,10 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
         if let Coding::Whole(Whole::LowRank(format)) = &encode.matrix.codec {
             scratch += decomposition_bytes(format.rank as u64, rows, columns as u64);
         }
+        if let Coding::Whole(Whole::Factors(_)) = &encode.matrix.codec {
+            // Weights, their products and factors in F64; products of outputs and their decomposition.
+            scratch += rows * columns as u64 * FACTORS_BYTES_PER_WEIGHT + rows * rows * GRAM_BYTES_PER_PRODUCT;
+        }
         if unit.base_bytes > 0 {
             // The base in F32.
             scratch += rows * columns as u64 * 4;
@@ -133,6 +137,11 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
     }
     Cost { fixed, per_row, rows, step, scratch }
 }
+
+/// F64 copies of a matrix that is factored: its weights, their products, and factors of full rank.
+pub(crate) const FACTORS_BYTES_PER_WEIGHT: u64 = 32;
+/// Products of outputs, their eigenvectors, and what the decomposition works in.
+pub(crate) const GRAM_BYTES_PER_PRODUCT: u64 = 64;
 
 /// What finding leading singular vectors takes in F64: the matrix and a few thin ones, or, where the rank is a good part of the
 /// smaller side, the whole decomposition.

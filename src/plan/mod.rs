@@ -9,6 +9,7 @@ mod differences;
 mod disk;
 mod error;
 mod json;
+mod lowrank;
 mod masks;
 mod memory;
 mod merge;
@@ -19,8 +20,8 @@ mod solving;
 pub use build::Inputs;
 pub(crate) use disk::existing_parent;
 pub use error::PlanError;
-pub(crate) use memory::COPY_CHUNK_BYTES;
 use memory::stripe_rows;
+pub(crate) use memory::{COPY_CHUNK_BYTES, FACTORS_BYTES_PER_WEIGHT, GRAM_BYTES_PER_PRODUCT};
 pub use memory::{MemoryPlan, Slab};
 pub use merge::Merge;
 pub use small_files::{SmallContent, SmallFile};
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 
 use crate::{
     compute::AdapterKind,
+    forward::CacheBytes,
     layout::{LayoutName, MatrixSpec, TensorSpec},
     manifest::Fallback,
     passes::{Choice, Factoring, Matrix, Settings, mask},
@@ -48,6 +50,8 @@ pub struct Options {
     /// The kind of the graphics processor that encodes, if one does: what lies in the processor's memory on its way there
     /// and back counts.
     pub device: Option<AdapterKind>,
+    /// Whether the plan is made to gather the statistics that other plans need.
+    pub gathers_statistics: bool,
 }
 
 /// A complete plan.
@@ -79,6 +83,8 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Memory and schedule.
     pub memory: MemoryPlan,
+    /// What a runtime keeps of earlier tokens, where that changes.
+    pub cache: Option<CacheBytes>,
     /// What is found with calibration data before anything is written.
     pub solve: Option<SolvePlan>,
     /// BLAKE3 over everything that decides the output's bytes but the weights themselves.

@@ -99,6 +99,7 @@ pub(super) fn solve_plan(
         rotated: solved.iter().any(|(_, encode)| encode.choice.rotations.is_some_and(|rotations| rotations.inputs)),
         masked: solved.iter().any(|(_, encode)| encode.mask().is_some()),
         differs: solved.iter().any(|(_, encode)| matches!(encode.choice.codec.whole(), Some(Whole::Delta(_)))),
+        factored: solved.iter().any(|(_, encode)| matches!(encode.choice.codec.whole(), Some(Whole::Factors(_)))),
         needs_inputs: !(transforms.is_empty() && solved.is_empty() && fixed.is_empty()),
         training,
         touched: touched(&model, &transforms, inputs),

@@ -89,6 +89,7 @@ fn complete(settings: &Settings) -> Value {
         Settings::Rotate(settings) => serde_json::to_value(settings),
         Settings::BitDelta(settings) => serde_json::to_value(settings),
         Settings::Breadcrumbs(settings) => serde_json::to_value(settings),
+        Settings::LowrankKv(settings) => serde_json::to_value(settings),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }

@@ -59,7 +59,7 @@ fn solve(folder: &Path, name: &str, device: Option<&Device>, progress: &dyn Prog
         .map(|tensor| NamedShape { name: tensor.name.clone(), shape: tensor.shape.clone() })
         .collect();
     let map = ModelMap::new(source.checkpoint().config().map(|config| &config.value), &shapes);
-    let options = plan::Options { threads: 2, max_memory_bytes: None, deny_fallbacks: false, device: None };
+    let options = plan::Options { threads: 2, ..plan::Options::default() };
     let plan = Plan::new(Inputs { recipe: &recipe, source: &source, model: &map }, &options).unwrap();
     let stop = AtomicBool::new(false);
     let options = Options { fresh: false, deny_fallbacks: false, device, record_device: true, stop: &stop, progress };

@@ -9,7 +9,7 @@ use crate::{
     passes::{
         Deviations, Factoring, Settings, bitdelta,
         gptq::{self, Factor, SolveOptions},
-        mask, pvq,
+        lowrank_kv, mask, pvq,
         rtn::grid::Grid,
         vptq,
     },
@@ -250,6 +250,10 @@ pub fn solve_linear(
         return Ok(added(decoded));
     }
     let (coded, report, note, damping) = match (encode.mask(), encode.settings.factoring()) {
+        (None, Some(_)) if matches!(encode.settings, Settings::LowrankKv(_)) => {
+            let solution = solutions.clock.time(Part::Solve, || lowrank(encode, name, weights, moments))?;
+            (CodedMatrix::Whole(solution.tensors), solution.report, Note::default(), 0.0)
+        }
         (None, Some(factoring)) => {
             let (rotations, device) = (encode.choice.rotations, factors.device);
             let (factor, turned) =
@@ -336,6 +340,25 @@ fn solve_known(
             source: CodecError::Missing { what: "solver for this number format" },
         }),
     }
+}
+
+/// Two factors under what is known of the input.
+fn lowrank(
+    encode: &Encode,
+    name: &str,
+    weights: &Matrix,
+    moments: &Moments,
+) -> std::result::Result<lowrank_kv::Solution, SolveFailure> {
+    let (Settings::LowrankKv(settings), Coding::Whole(Whole::Factors(format))) =
+        (&encode.settings, &encode.choice.codec)
+    else {
+        let source = CodecError::Missing { what: "solver for this number format" };
+        return Err(SolveFailure::Codec { tensor: name.to_owned(), source });
+    };
+    let (weights, columns) = (&weights.values, weights.columns);
+    let linear = lowrank_kv::Linear { name, weights, columns, format, rotate: settings.rotate };
+    lowrank_kv::solve(&linear, settings.method, &moments.hessian, &moments.mean_abs())
+        .map_err(|source| SolveFailure::Matrix { tensor: name.to_owned(), source })
 }
 
 /// Planes of a difference under second moments. Losses are those of the weights, so that they include what the

@@ -3,6 +3,7 @@
 use crate::{
     forward::{After, BlockSpec, Kind, Limits, LinearSpec, Model},
     passes::TrainingSettings,
+    plan::{FACTORS_BYTES_PER_WEIGHT, GRAM_BYTES_PER_PRODUCT},
     recipe::Calibration,
     solve::Wanted,
     train::{self, Held},
@@ -41,6 +42,8 @@ pub struct SolvePlan {
     pub masked: bool,
     /// Whether any of them is stored as a difference from a base, which is in memory beside it.
     pub differs: bool,
+    /// Whether any of them becomes factors, which are found in F64.
+    pub factored: bool,
     /// Whether anything has to be known of inputs, so that the text flows through the model.
     pub needs_inputs: bool,
     /// What is trained behind all that.
@@ -199,6 +202,10 @@ impl SolvePlan {
         let copies = if self.masked { copies + 12 } else { copies };
         // A difference: the base, what is left, its products and what is added up again.
         let copies = if self.differs { copies + 24 } else { copies };
-        if self.encodes || self.compressed { factor + copies * largest } else { 0 }
+        // Factors: products of outputs of the plain decomposition and the one asked for.
+        let rows = linears.iter().map(|linear| linear.rows as u64).max().unwrap_or(0);
+        let factored = 2 * (FACTORS_BYTES_PER_WEIGHT * largest + GRAM_BYTES_PER_PRODUCT * rows * rows);
+        let factored = if self.factored { factored } else { 0 };
+        if self.encodes || self.compressed { factor + factored + copies * largest } else { 0 }
     }
 }

@@ -189,10 +189,17 @@ impl Moments {
         });
     }
 
-    /// Divides the channels as if the input was divided: H' = S⁻¹ H S⁻¹, exact, and the largest magnitudes.
+    /// Divides the channels as if the input was divided: H' = S⁻¹ H S⁻¹, exact, and the figures of channels.
     pub fn divide(&mut self, scales: &[f64]) {
         for (largest, scale) in self.absmax.iter_mut().zip(scales) {
             *largest = (f64::from(*largest) / scale) as f32;
+        }
+        for ((sum, sum_abs), (squares, scale)) in
+            self.sum.iter_mut().zip(&mut self.sum_abs).zip(self.sum_squares.iter_mut().zip(scales))
+        {
+            *sum /= scale;
+            *sum_abs /= scale;
+            *squares /= scale * scale;
         }
         for (index, row) in self.hessian.chunks_exact_mut(self.columns.max(1)).enumerate() {
             for (value, scale) in row.iter_mut().zip(scales) {

@@ -41,6 +41,9 @@ pub(super) fn render(report: &Report, output: &Output) -> String {
         let bits = compressed.bits_per_weight;
         line(entry("compressed", &format!("{weights} weights at {bits:.3} bits each, all overhead counted")));
     }
+    if let Some(cache) = &report.cache {
+        line(entry("cache", &cache.text()));
+    }
     if !report.sparse.is_empty() {
         line(entry("sparse", &sparse::text(&report.sparse)));
     }
