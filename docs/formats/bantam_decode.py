@@ -76,7 +76,19 @@ def decode_turned(tensors, name, group, shape):
     return weights.swapaxes(-1, -2) if group["transposed"] else weights
 
 
+def factors(tensors, name, codec, rows):
+    """B·A of each group of rows; what is stored is named by the module."""
+    ranks = [int(rank) for rank in codec.removeprefix("factors-").removesuffix("-exact").split(".")]
+    a, b = (tensors[f"{name.removesuffix('.weight')}_{part}.weight"].astype(np.float32) for part in "ab")
+    ends = np.cumsum([0, *ranks])
+    weights = [b[:, start:end] @ a[start:end] for start, end in zip(ends[:-1], ends[1:])]
+    assert sum(map(len, weights)) == rows, "the groups' rows are the matrix's"
+    return np.concatenate(weights)
+
+
 def decode(tensors, name, group, shape):
+    if group["codec"].startswith("factors"):
+        return factors(tensors, name, group["codec"], shape[0])
     if group.get("rotations") or group["codec"].startswith(("pvq", "vptq", "mask")):
         return decode_turned(tensors, name, group, shape)
     element, granularity, *rest = NAMES.get(group["codec"], group["codec"]).split("-")
@@ -117,7 +129,8 @@ def decode(tensors, name, group, shape):
 def decode_all(folder):
     """Names, codecs and weights of all coded matrices."""
     tensors = read_tensors(folder)
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("quantization_config") or {**config["bantam"], "quant_method": "bantam"}
     assert config["quant_method"] == "bantam" and config["version"] in (1, 2), "not a bantam artifact"
     for group in config["groups"]:
         for name, shape in group["tensors"].items():

@@ -67,6 +67,7 @@ pub(super) fn choose<'a>(
     if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }
+    wanted.iter().try_for_each(|(_, wanted)| is_cached(inputs, wanted))?;
     let model = Model::new(inputs.source.checkpoint().config().map(|config| &config.value), inputs.source)?;
     let mut projections = Vec::with_capacity(wanted.len());
     for (index, wanted) in wanted {
@@ -128,8 +129,8 @@ fn refused(inputs: Inputs<'_>, wanted: &Wanted<'_>, problem: String) -> PlanErro
     PlanError::LowRank { pass: rule.pass.clone(), line: rule.line, tensor: wanted.matrix.name.clone(), problem }
 }
 
-/// Finds the projection in the model.
-fn projection<'a>(inputs: Inputs<'_>, model: &Model, wanted: Wanted<'a>) -> Result<Projection<'a>> {
+/// Refuses what is no projection of keys alone, or of values alone.
+fn is_cached(inputs: Inputs<'_>, wanted: &Wanted<'_>) -> std::result::Result<(), PlanError> {
     let problem = match wanted.role {
         Role::Attention("key" | "value") if wanted.rotated => "pass `rotate` rotates it".to_owned(),
         Role::Attention("key" | "value") if wanted.view.transposed || wanted.view.experts.is_some() => {
@@ -144,9 +145,11 @@ fn projection<'a>(inputs: Inputs<'_>, model: &Model, wanted: Wanted<'a>) -> Resu
         }
         role => format!("it is {role}; only keys and values are cached"),
     };
-    if !problem.is_empty() {
-        return Err(refused(inputs, &wanted, problem).into());
-    }
+    if problem.is_empty() { Ok(()) } else { Err(refused(inputs, wanted, problem)) }
+}
+
+/// Finds the projection in the model.
+fn projection<'a>(inputs: Inputs<'_>, model: &Model, wanted: Wanted<'a>) -> Result<Projection<'a>> {
     let part = if *wanted.role == Role::Attention("key") { Cached::Key } else { Cached::Value };
     let place = |block: &BlockSpec| {
         let reads = |stage: &crate::forward::Stage| {
