@@ -82,7 +82,11 @@ fn what_cskv_cannot_hold_is_named() {
     let folder = tempfile::tempdir().unwrap();
     for (name, settings, problem) in [
         ("grouped", "group_heads = 1", "groups of heads"),
-        ("some", "select = [\"model.layers.1.self_attn.k_proj\", \"model.layers.1.self_attn.v_proj\"]", "is not stored in factors"),
+        (
+            "some",
+            "select = [\"model.layers.1.self_attn.k_proj\", \"model.layers.1.self_attn.v_proj\"]",
+            "is not stored in factors",
+        ),
     ] {
         let artifact = artifact(folder.path(), name, settings);
         let output = export(&artifact, &folder.path().join(format!("{name}-pair"))).output().unwrap();

@@ -139,7 +139,10 @@ fn with_cache(source: &LogicalCheckpoint, window: Option<usize>) -> Result<Model
         Some(policy) => model.keep_latents(&policy, window, source)?,
         None if window.is_some() => {
             return Err(CliError::Usage {
-                message: format!("{} keeps no latents instead of keys and values", source.checkpoint().root().display()),
+                message: format!(
+                    "{} keeps no latents instead of keys and values",
+                    source.checkpoint().root().display()
+                ),
                 hint: Some("--window is for artifacts of pass lowrank_kv".into()),
             }
             .into());

@@ -54,7 +54,11 @@ pub fn export(arguments: &ExportArguments, output: &Output) -> Result<ExitCode, 
     }
     if !artifact.is_delta() {
         let message = format!("{} holds no differences from a base", arguments.artifact.display());
-        return Err(CliError::Usage { message, hint: Some("export takes artifacts of pass bitdelta or lowrank_kv".into()) }.into());
+        return Err(CliError::Usage {
+            message,
+            hint: Some("export takes artifacts of pass bitdelta or lowrank_kv".into()),
+        }
+        .into());
     }
     if artifact.base().is_none() && artifact.tensors().iter().any(|tensor| tensor.format == "rows") {
         let message = format!("{} stores only some rows of a tensor", arguments.artifact.display());
@@ -79,7 +83,8 @@ fn import_cskv(
     base: &LogicalCheckpoint,
     output: &Output,
 ) -> Result<ExitCode, anyhow::Error> {
-    let layout = if arguments.layout == LayoutName::Bantam.as_str() { LayoutName::Bantam } else { LayoutName::RemoteCode };
+    let layout =
+        if arguments.layout == LayoutName::Bantam.as_str() { LayoutName::Bantam } else { LayoutName::RemoteCode };
     let choice = CskvChoice { layout, window: arguments.window };
     let done = exchange::import_cskv(&arguments.file, base, &arguments.out, choice)?;
     if output.json() {

@@ -92,7 +92,8 @@ pub fn export_cskv(artifact: &LogicalCheckpoint, out: &Path) -> Result<ExportedC
             let linear = &projection[side];
             let (rank, pair) = factors(artifact.checkpoint(), artifact, linear, heads)?;
             if ranks[side] != 0 && ranks[side] != rank {
-                let problem = format!("has {rank} latent channels and the layers before {}; CSKV has one number", ranks[side]);
+                let problem =
+                    format!("has {rank} latent channels and the layers before {}; CSKV has one number", ranks[side]);
                 return Err(ExchangeError::Cskv { name: linear.weight.clone(), problem });
             }
             ranks[side] = rank;

@@ -16,9 +16,7 @@ use crate::{
     codec::{Factors, ScaleFormat, Whole},
     decode::Staging,
     forward::LinearSpec,
-    layout::{
-        Activations, Cached, LatentCache, LayoutName, LogicalCheckpoint, MatrixSpec, Refusal, layout,
-    },
+    layout::{Activations, Cached, LatentCache, LayoutName, LogicalCheckpoint, MatrixSpec, Refusal, layout},
     manifest::FILE_NAME,
     torch_file::{self, Dictionary, TorchTensor},
 };

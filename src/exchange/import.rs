@@ -87,10 +87,16 @@ impl Source {
 
 /// What becomes of one tensor of the model.
 pub(super) enum Fate<'a> {
-    Difference { mask: &'a Given<'a>, scale: f32 },
+    Difference {
+        mask: &'a Given<'a>,
+        scale: f32,
+    },
     Whole(Cow<'a, [u8]>),
     /// A matrix in factors and its stored parts.
-    Factors { matrix: Box<MatrixSpec>, parts: Vec<Cow<'a, [u8]>> },
+    Factors {
+        matrix: Box<MatrixSpec>,
+        parts: Vec<Cow<'a, [u8]>>,
+    },
     Same,
 }
 

@@ -117,7 +117,9 @@ impl Attention {
                     let keys = branch.key.view(key_head, rows.start + all.start..rows.start + all.end, self.key_width);
                     let target = MatMut::from_row_major_slice_mut(&mut part, count, all.len());
                     matmul(target, Accum::Replace, queries, keys.transpose(), self.scale, Par::Seq);
-                    for (row, (scores, part)) in scores.chunks_exact_mut(width).zip(part.chunks_exact(all.len())).enumerate() {
+                    for (row, (scores, part)) in
+                        scores.chunks_exact_mut(width).zip(part.chunks_exact(all.len())).enumerate()
+                    {
                         let own = each(branch.kind, first + row, &all);
                         let from = &part[own.start - all.start..own.end - all.start];
                         scores[own.start - start..own.end - start].copy_from_slice(from);
@@ -139,12 +141,15 @@ impl Attention {
                     }
                     part.clear();
                     part.resize(count * all.len(), 0.0);
-                    for (row, (scores, part)) in scores.chunks_exact(width).zip(part.chunks_exact_mut(all.len())).enumerate() {
+                    for (row, (scores, part)) in
+                        scores.chunks_exact(width).zip(part.chunks_exact_mut(all.len())).enumerate()
+                    {
                         let own = each(branch.kind, first + row, &all);
                         let from = &scores[own.start - start..own.end - start];
                         part[own.start - all.start..own.end - all.start].copy_from_slice(from);
                     }
-                    let values = branch.value.view(key_head, rows.start + all.start..rows.start + all.end, self.value_width);
+                    let values =
+                        branch.value.view(key_head, rows.start + all.start..rows.start + all.end, self.value_width);
                     let target = MatMut::from_row_major_slice_mut(&mut output, count, self.value_width);
                     let shares = MatRef::from_row_major_slice(&part, count, all.len());
                     matmul(target, Accum::Add, shares, values, 1.0, Par::Seq);

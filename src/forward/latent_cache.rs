@@ -75,7 +75,8 @@ impl Model {
                 continue;
             }
             let stage = block.stages.iter_mut().find(|stage| stage.kind == Kind::Attention);
-            let wrong = |problem: &str| ForwardError::config("lowrank_kv", format!("{problem} in layer {}", block.index));
+            let wrong =
+                |problem: &str| ForwardError::config("lowrank_kv", format!("{problem} in layer {}", block.index));
             let Some(stage) = stage.filter(|stage| stage.linears.len() == 3 && block.attention.causal) else {
                 return Err(wrong("names a cache for attention without key and value projections of its own"));
             };
@@ -174,10 +175,13 @@ impl<'a> LatentCache<'a> {
             first += width;
             y.columns(first - width..first)
         };
-        let held = self.spec.sides.each_ref().map(|side| take(if side.ranks.is_empty() { side.rows } else { side.latent() }));
-        let exact = self.spec.sides.each_ref().map(|side| {
-            (self.spec.window > 0 && !side.ranks.is_empty()).then(|| take(side.rows))
-        });
+        let held =
+            self.spec.sides.each_ref().map(|side| take(if side.ranks.is_empty() { side.rows } else { side.latent() }));
+        let exact = self
+            .spec
+            .sides
+            .each_ref()
+            .map(|side| (self.spec.window > 0 && !side.ranks.is_empty()).then(|| take(side.rows)));
         let branch = |[key, value]: [Matrix; 2]| {
             let mut key = key;
             rotate(block, norms.map(|[_, key]| key), &mut key, length);
@@ -198,7 +202,13 @@ impl<'a> LatentCache<'a> {
                 Some(Branch { kind, key, value })
             })
             .collect();
-        attention.compute_parts(heads(&query, attention.key_width), &branches, &|query| self.seen(query), length, &block.sinks)
+        attention.compute_parts(
+            heads(&query, attention.key_width),
+            &branches,
+            &|query| self.seen(query),
+            length,
+            &block.sinks,
+        )
     }
 
     /// The indices that a query sees from codes, from latents, and exactly.

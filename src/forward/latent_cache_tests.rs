@@ -23,7 +23,8 @@ struct Memory(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
 
 impl Memory {
     fn add(&mut self, name: &str, shape: &[usize], offset: f32) {
-        let mut state = name.bytes().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
+        let mut state =
+            name.bytes().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
         let scale = if offset == 0.0 { (3.0 / shape[shape.len() - 1] as f32).sqrt() } else { 0.2 };
         let values = (0..shape.iter().product()).map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -163,8 +164,9 @@ fn naive(memory: &Memory, ranks: &LayerRanks, x: &[Vec<f64>], window: usize, bit
         .map(|t| {
             let (weight, bias) = (name("q_proj.weight"), name("q_proj.bias"));
             let query = turned(memory, &name("q_norm.weight"), &memory.product(&weight, Some(&bias), &x[t]), t);
-            let keys: Vec<Vec<f64>> =
-                (0..=t).map(|j| turned(memory, &name("k_norm.weight"), &side("k", &ranks.key_ranks, j, t), j)).collect();
+            let keys: Vec<Vec<f64>> = (0..=t)
+                .map(|j| turned(memory, &name("k_norm.weight"), &side("k", &ranks.key_ranks, j, t), j))
+                .collect();
             let values: Vec<Vec<f64>> = (0..=t).map(|j| side("v", &ranks.value_ranks, j, t)).collect();
             let mut out = Vec::new();
             for head in 0..HEADS {

@@ -10,8 +10,8 @@ mod write;
 use std::collections::BTreeMap;
 
 pub use pickle::PickleError;
-pub use write::{Dictionary, write_dictionary, write_pairs};
 use pickle::Stored;
+pub use write::{Dictionary, write_dictionary, write_pairs};
 
 use crate::{
     checkpoint::{Dtype, MAXIMUM_RANK, bits_of},

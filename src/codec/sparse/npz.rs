@@ -344,13 +344,7 @@ impl<W: Write> Writer<W> {
         self.entry(name, bytes, None, alignment)
     }
 
-    fn entry(
-        &mut self,
-        name: &str,
-        content: &[u8],
-        deflated: Option<&[u8]>,
-        alignment: u64,
-    ) -> Result<(), NpzError> {
+    fn entry(&mut self, name: &str, content: &[u8], deflated: Option<&[u8]>, alignment: u64) -> Result<(), NpzError> {
         let mut crc = Crc::new();
         crc.update(content);
         let data = deflated.unwrap_or(content);
