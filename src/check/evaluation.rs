@@ -8,8 +8,8 @@ use super::{
 use crate::{
     Result, calibration,
     checkpoint::Checkpoint,
-    evaluate::{Evaluated, ModelFigures, evaluate_model},
-    forward::{self, Model},
+    evaluate::{Evaluated, ModelFigures, Windows, evaluate_model},
+    forward::{self, AsStored, Model},
     layout::LogicalCheckpoint,
     verify::Finding,
 };
@@ -18,8 +18,7 @@ use crate::{
 const DEFAULT_CONTEXT: usize = 2048;
 
 pub(super) fn predictions(artifact: &Artifact<'_>, on: &Evaluation, limits: &Limits) -> Result<Vec<Finding>> {
-    let of = |source: &LogicalCheckpoint| Model::new(source.checkpoint().config().map(|config| &config.value), source);
-    let model = of(artifact.model)?;
+    let model = Model::as_run(artifact.model, None)?;
     let context = on.context.unwrap_or_else(|| model.max_positions.unwrap_or(DEFAULT_CONTEXT).min(DEFAULT_CONTEXT));
     let mut sequences = Vec::new();
     for file in &on.text {
@@ -30,7 +29,8 @@ pub(super) fn predictions(artifact: &Artifact<'_>, on: &Evaluation, limits: &Lim
         Some(path) => Some(LogicalCheckpoint::open(Checkpoint::open(path)?)?),
         None => None,
     };
-    let reference = reference_source.as_ref().map(of).transpose()?;
+    let reference = reference_source.as_ref().map(|source| Model::as_run(source, None)).transpose()?;
+    let reference_stored = reference_source.as_ref().map(AsStored);
     if let Some(reference) = &reference
         && (reference.vocabulary, reference.classes()) != (model.vocabulary, model.classes())
     {
@@ -39,12 +39,14 @@ pub(super) fn predictions(artifact: &Artifact<'_>, on: &Evaluation, limits: &Lim
         return Ok(vec![finding.with(model.vocabulary, reference.vocabulary)]);
     }
     let memory = forward::Limits::default();
-    let reference = reference.as_ref().zip(reference_source.as_ref());
+    let reference = reference.as_ref().zip(reference_stored.as_ref());
     let reference = reference.map(|(model, source)| Evaluated { model, source });
-    let this = Evaluated { model: &model, source: artifact.model };
-    let figures = evaluate_model(this, reference, &sequences, &memory, None, None, &|_, _| {})?;
+    let this = Evaluated { model: &model, source: &AsStored(artifact.model) };
+    let figures = evaluate_model(this, reference, Windows::all(&sequences), &memory, None, None, &|_, _| {})?;
     let before = match reference.filter(|_| limits.max_perplexity_increase.is_some()) {
-        Some(reference) => Some(evaluate_model(reference, None, &sequences, &memory, None, None, &|_, _| {})?),
+        Some(reference) => {
+            Some(evaluate_model(reference, None, Windows::all(&sequences), &memory, None, None, &|_, _| {})?)
+        }
         None => None,
     };
     Ok(findings(&figures, before.as_ref(), limits))

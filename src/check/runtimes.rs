@@ -58,6 +58,7 @@ impl Runtime {
                 LayoutName::GptqV2,
                 LayoutName::Awq,
                 LayoutName::Vptq,
+                LayoutName::RemoteCode,
                 LayoutName::Dense,
             ],
             Self::Vllm => &[LayoutName::CompressedTensors, LayoutName::Gptq, LayoutName::Awq, LayoutName::Dense],

@@ -69,14 +69,16 @@ pub enum Command {
     /// tensor gets that type, and a weight that is too large for it is an error.
     #[command(after_help = "Example:\n  bantam decode llama-int4 --out llama-decoded")]
     Decode(DecodeArguments),
-    /// Read a fine-tune that BitDelta stored: diff.pt, or the same names in safetensors
+    /// Read a fine-tune that BitDelta stored (diff.pt), or CSKV's pair of `.ckpt` files
     ///
     /// Writes an artifact of layout delta, which `decode`, `eval` and `verify` take with `--base`. Of a `.pt` file only a flat
     /// dictionary of tensors is read; nothing in it is executed. Configuration and tokenizer are the base's.
     #[command(after_help = "Example:\n  bantam import diff.pt --base llama --out llama-chat-delta")]
     Import(ImportArguments),
-    /// Write an artifact of pass bitdelta as safetensors with the names that BitDelta uses
+    /// Write an artifact of pass bitdelta with BitDelta's names, or one of lowrank_kv as CSKV's pair of `.ckpt` files
     ///
+    /// Of lowrank_kv: factors of every layer, joint over the heads, as many latent channels in each layer, no biases.
+    /// Of bitdelta, in safetensors:
     /// Takes one plane of signs and one scale per matrix (planes = 1, scale = "matrix"). Tensors that are the base's are left
     /// out; where only some rows are stored, --base makes them whole.
     #[command(after_help = "Example:\n  bantam export llama-chat-delta --base llama --out diff.safetensors")]
@@ -94,6 +96,9 @@ pub enum Command {
     /// predicted tokens of all windows. Works on checkpoints and on artifacts, block by block: memory depends on the
     /// largest block. With --reference also the mean KL divergence from it, its 99th percentile, and how often the most
     /// likely token agrees. Standard errors take windows as independent draws.
+    ///
+    /// An artifact of pass lowrank_kv is evaluated as its runtime computes: the latest tokens' keys and values exact, older
+    /// ones from latents, quantized where the artifact says so.
     #[command(after_help = "Example:\n  bantam eval llama-int4 --text evaluation.txt --reference llama --context 2048")]
     Eval(EvalArguments),
     /// Save statistics of a model's activations, for runs of the same model and text
@@ -395,11 +400,17 @@ pub struct DecodeArguments {
 /// Arguments of `bantam import`.
 #[derive(Debug, Clone, Args)]
 pub struct ImportArguments {
-    /// diff.pt, or a .safetensors file with the same names
+    /// diff.pt, or a .safetensors file with the same names; or either one of CSKV's NAME_k.ckpt and NAME_v.ckpt
     pub file: PathBuf,
-    /// The checkpoint that the differences are from
+    /// The checkpoint that the differences are from, or that the factors were made for
     #[arg(long, value_name = "DIR")]
     pub base: PathBuf,
+    /// Of CSKV's files: tokens whose keys and values stay exact
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub window: usize,
+    /// Of CSKV's files: the artifact's layout
+    #[arg(long, value_name = "NAME", default_value = "remote-code", value_parser = ["remote-code", "bantam"])]
+    pub layout: String,
     /// The folder to write; it must not exist
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -411,12 +422,12 @@ pub struct ImportArguments {
 /// Arguments of `bantam export`.
 #[derive(Debug, Clone, Args)]
 pub struct ExportArguments {
-    /// An artifact of pass bitdelta
+    /// An artifact of pass bitdelta or lowrank_kv
     pub artifact: PathBuf,
     /// The checkpoint that the differences are from; needed where only some rows of a tensor are stored
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// The file to write, in safetensors; it must not exist
+    /// The file to write, in safetensors; of factors what stands before _k.ckpt and _v.ckpt. It must not exist
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// What was written as one JSON object on stdout
@@ -500,6 +511,13 @@ pub struct EvalArguments {
     /// Memory that the evaluation may use, such as 8GiB
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
+    /// Also measure retrieval: each window is a passage of half as many tokens and the same passage again, whose tokens are to
+    /// be predicted
+    #[arg(long)]
+    pub retrieval: bool,
+    /// Tokens whose keys and values are exact, instead of the window that an artifact of pass lowrank_kv records
+    #[arg(long, value_name = "N")]
+    pub window: Option<usize>,
     /// Write all logits to this safetensors file, F32 [windows, context, vocabulary]
     #[arg(long, value_name = "FILE")]
     pub save_logits: Option<PathBuf>,

@@ -9,9 +9,9 @@ use crate::{
     ExitCode, calibration,
     checkpoint::{Checkpoint, Dtype, METADATA, header_bytes},
     compute::SharedDevice,
-    evaluate::{Evaluated, Figure, ModelFigures, evaluate_model},
+    evaluate::{Evaluated, Figure, ModelFigures, Windows, evaluate_model},
     forward::{AsStored, Limits, Matrix, Model},
-    layout::LogicalCheckpoint,
+    layout::{CachePolicy, LogicalCheckpoint},
 };
 
 /// Windows when `--context` does not say.
@@ -28,6 +28,8 @@ struct Report {
     windows: usize,
     #[serde(flatten)]
     comparison: Option<ComparisonReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retrieval: Option<Retrieval>,
     text: Vec<String>,
     /// The graphics processor, where one was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,6 +42,17 @@ struct Report {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
+}
+
+/// How well a model repeats a passage that stands right before.
+#[derive(Debug, Serialize)]
+struct Retrieval {
+    /// Share of the repeated tokens that were the most likely ones.
+    accuracy: f64,
+    /// Their mean negative log-likelihood, in nats.
+    mean_nll: f64,
+    /// How many there were.
+    tokens: usize,
 }
 
 /// The part with a reference.
@@ -62,15 +75,16 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
     job::use_threads(arguments.threads)?;
     let device = job::open_device(arguments.device, arguments.max_device_memory, output)?.map(SharedDevice::new);
     let source = job::open_model(&arguments.path, arguments.base.as_ref())?;
-    let model = Model::new(source.checkpoint().config().map(|config| &config.value), &source)?;
+    let model = with_cache(&source, arguments.window)?;
     let reference_source = match &arguments.reference {
         Some(path) => Some(LogicalCheckpoint::open(Checkpoint::open(path)?)?),
         None => None,
     };
     let reference = match &reference_source {
-        Some(source) => Some(Model::new(source.checkpoint().config().map(|config| &config.value), source)?),
+        Some(source) => Some(with_cache(source, None)?),
         None => None,
     };
+    let reference_stored = reference_source.as_ref().map(AsStored);
     check_reference(&model, reference.as_ref())?;
     let limit = model.max_positions;
     let context = arguments.context.unwrap_or_else(|| limit.unwrap_or(DEFAULT_CONTEXT).min(DEFAULT_CONTEXT));
@@ -93,8 +107,8 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
     let mut write = |matrix: &Matrix| writer.as_mut().map_or(Ok(()), |writer| writer.write(matrix));
     let figures = evaluate_model(
         Evaluated { model: &model, source: &AsStored(&source) },
-        reference.as_ref().zip(reference_source.as_ref()).map(|(model, source)| Evaluated { model, source }),
-        &tokens.sequences,
+        reference.as_ref().zip(reference_stored.as_ref()).map(|(model, source)| Evaluated { model, source }),
+        Windows::all(&tokens.sequences),
         &limits,
         device.as_ref(),
         arguments.save_logits.is_some().then_some(&mut write),
@@ -102,6 +116,9 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
     );
     steps.finish();
     let mut report = report(&figures?, context, tokens.sequences.len(), model.has_head(), tokens.description);
+    if arguments.retrieval {
+        report.retrieval = Some(retrieval(arguments, (&model, &source), context, &limits, device.as_ref())?);
+    }
     report.device = device.as_ref().map(SharedDevice::name);
     if let Some(failure) = device.as_ref().and_then(SharedDevice::failure) {
         output.warning(&format!("{failure}; what it failed at was computed on the processor"));
@@ -112,6 +129,44 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
         output.result(&render(&report))?;
     }
     Ok(ExitCode::Done)
+}
+
+/// The model as a runtime with its cache computes it.
+fn with_cache(source: &LogicalCheckpoint, window: Option<usize>) -> Result<Model, anyhow::Error> {
+    let config = source.checkpoint().config().map(|config| &config.value);
+    if window.is_some() && config.map(CachePolicy::of).transpose()?.flatten().is_none() {
+        let name = source.checkpoint().root().display();
+        return Err(CliError::Usage {
+            message: format!("{name} keeps no latents instead of keys and values"),
+            hint: Some("--window is for artifacts of pass lowrank_kv".into()),
+        }
+        .into());
+    }
+    Ok(Model::as_run(source, window)?)
+}
+
+/// Passages of half a window, each followed by itself; what is predicted of the second ones.
+fn retrieval(
+    arguments: &EvalArguments,
+    (model, source): (&Model, &LogicalCheckpoint),
+    context: usize,
+    limits: &Limits,
+    device: Option<&SharedDevice>,
+) -> Result<Retrieval, anyhow::Error> {
+    let half = context / 2;
+    if half == 0 || !model.causal || !model.has_head() {
+        let message = "retrieval needs windows of two tokens and more, and a model that predicts the next token".into();
+        return Err(CliError::Usage { message, hint: None }.into());
+    }
+    let folder = source.checkpoint().root();
+    let passages = calibration::windows(folder, model.vocabulary, model.max_positions, &arguments.text, half);
+    let mut sequences = passages.map_err(crate::Error::from)?.sequences;
+    sequences.iter_mut().for_each(|passage| passage.extend_from_within(..));
+    let windows = Windows { sequences: &sequences, scored_from: half };
+    let source = &AsStored(source);
+    let figures = evaluate_model(Evaluated { model, source }, None, windows, limits, device, None, &|_, _| {})?;
+    let value = |figure: Option<Figure>| figure.map_or(f64::NAN, |figure| figure.value);
+    Ok(Retrieval { accuracy: value(figures.accuracy), mean_nll: value(figures.loss), tokens: figures.tokens })
 }
 
 fn check_reference(model: &Model, reference: Option<&Model>) -> Result<(), CliError> {
@@ -155,6 +210,7 @@ fn report(figures: &ModelFigures, context: usize, windows: usize, has_head: bool
                 hidden_relative_error: comparison.hidden_error,
             }
         }),
+        retrieval: None,
         text,
         device: None,
         device_failures: figures.device_failures,
@@ -179,6 +235,10 @@ fn render(report: &Report) -> String {
             lines.push(format!("top-1 agreement  {mean:.4} ± {error:.4}"));
         }
         lines.push(format!("hidden states    {:.3e} relative error", comparison.hidden_relative_error));
+    }
+    if let Some(Retrieval { accuracy, mean_nll, tokens }) = &report.retrieval {
+        let tokens = super::grouped(*tokens as u64);
+        lines.push(format!("retrieval        {accuracy:.4} of {tokens} repeated tokens, {mean_nll:.4} nats each"));
     }
     lines.push(format!(
         "over {} tokens: {} windows of {} ({})",

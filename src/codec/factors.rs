@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use super::{CodecError, ScaleFormat, StoredTensor};
 use crate::checkpoint::{Dtype, bits_of, decode_to_f32, encode_from_f32};
 
-/// What follows the module's name in the names of the stored tensors.
-const LATENT: &str = "_a.weight";
-const OUTPUT: &str = "_b.weight";
+/// What follows the module's name in the name of A.
+pub const LATENT: &str = "_a.weight";
+/// What follows it in the name of B.
+pub const OUTPUT: &str = "_b.weight";
 /// What follows it in the name of the matrix itself, where that is kept beside its factors.
 pub const EXACT: &str = "_exact.weight";
 const EXACT_NAME: &str = "-exact";

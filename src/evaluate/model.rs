@@ -23,6 +23,23 @@ pub struct Evaluated<'a> {
     pub source: &'a dyn WeightSource,
 }
 
+/// What a model is evaluated on.
+#[derive(Debug, Clone, Copy)]
+pub struct Windows<'a> {
+    /// Windows of equal length.
+    pub sequences: &'a [Vec<u32>],
+    /// The first token of each window that counts as predicted.
+    pub scored_from: usize,
+}
+
+impl<'a> Windows<'a> {
+    /// All that can be predicted counts.
+    #[must_use]
+    pub fn all(sequences: &'a [Vec<u32>]) -> Self {
+        Self { sequences, scored_from: 0 }
+    }
+}
+
 /// What an evaluation found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelFigures {
@@ -30,6 +47,8 @@ pub struct ModelFigures {
     pub tokens: usize,
     /// Negative log-likelihood, nats per predicted token; none for encoders.
     pub loss: Option<Figure>,
+    /// Share of predicted tokens that were the most likely ones; none for encoders.
+    pub accuracy: Option<Figure>,
     /// Comparison with the reference model.
     pub comparison: Option<Comparison>,
     /// Batches that the device failed at and the processor did instead.
@@ -56,6 +75,7 @@ struct Running {
     sum: f64,
     best: u32,
     target: f32,
+    token: Option<u32>,
     reference_largest: f32,
     reference_sum: f64,
     reference_best: u32,
@@ -69,6 +89,7 @@ impl Running {
         sum: 0.0,
         best: 0,
         target: 0.0,
+        token: None,
         reference_largest: f32::NEG_INFINITY,
         reference_sum: 0.0,
         reference_best: 0,
@@ -77,6 +98,7 @@ impl Running {
 
     /// Adds classes `first..` of one token.
     fn add(&mut self, logits: &[f32], reference: Option<&[f32]>, first: usize, target: Option<u32>) {
+        self.token = target;
         if let Some(logit) =
             target.and_then(|target| (target as usize).checked_sub(first)).and_then(|at| logits.get(at))
         {
@@ -115,6 +137,10 @@ impl Running {
         self.log_sum() - f64::from(self.target)
     }
 
+    fn hit(&self) -> f64 {
+        f64::from(u8::from(self.token == Some(self.best)))
+    }
+
     fn divergence(&self) -> f64 {
         let reference = f64::from(self.reference_largest) + self.reference_sum.ln();
         (self.gap / self.reference_sum - reference + self.log_sum()).max(0.0)
@@ -149,7 +175,7 @@ fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f64 {
 /// Takes some rows of logits.
 pub type TakeLogits<'a> = dyn FnMut(&Matrix) -> std::io::Result<()> + 'a;
 
-/// Evaluates `model` on windows of equal length, and next to `reference` where there is one. `logits` gets every
+/// Evaluates `model` on windows, and next to `reference` where there is one. `logits` gets every
 /// batch's logits (or last hidden states, of a model without a head), row after row, for whoever wants them whole.
 /// `progress` hears of blocks done, of how many. A device computes blocks and the output projection, where there is one; the
 /// sums over classes are made here.
@@ -159,7 +185,7 @@ pub type TakeLogits<'a> = dyn FnMut(&Matrix) -> std::io::Result<()> + 'a;
 pub fn evaluate_model(
     model: Evaluated<'_>,
     reference: Option<Evaluated<'_>>,
-    windows: &[Vec<u32>],
+    Windows { sequences: windows, scored_from }: Windows<'_>,
     limits: &Limits,
     device: Option<&SharedDevice>,
     mut logits: Option<&mut TakeLogits<'_>>,
@@ -247,10 +273,13 @@ pub fn evaluate_model(
         }
     }
     let predicted = length.saturating_sub(shift);
+    let skipped = scored_from.saturating_sub(shift).min(predicted);
     let per_window = |value: &dyn Fn(&Running) -> f64| -> Vec<Vec<f64>> {
-        running.chunks(length.max(1)).map(|window| window[..predicted].iter().map(value).collect()).collect()
+        running.chunks(length.max(1)).map(|window| window[skipped..predicted].iter().map(value).collect()).collect()
     };
-    let loss = (model.model.causal && classes > 0).then(|| Figure::mean(&per_window(&Running::loss)));
+    let predicts = model.model.causal && classes > 0;
+    let loss = predicts.then(|| Figure::mean(&per_window(&Running::loss)));
+    let accuracy = predicts.then(|| Figure::mean(&per_window(&Running::hit)));
     let comparison = reference.map(|_| {
         if classes == 0 {
             let hidden_error = (difference / norm.max(f64::MIN_POSITIVE)).sqrt();
@@ -267,5 +296,6 @@ pub fn evaluate_model(
             hidden_error: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
         }
     });
-    Ok(ModelFigures { tokens: windows.len() * predicted, loss, comparison, device_failures: failures })
+    let tokens = windows.len() * (predicted - skipped);
+    Ok(ModelFigures { tokens, loss, accuracy, comparison, device_failures: failures })
 }

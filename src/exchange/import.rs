@@ -42,10 +42,10 @@ pub struct Imported {
 }
 
 /// A tensor of the file.
-struct Given<'a> {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: &'a [u8],
+pub(super) struct Given<'a> {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: &'a [u8],
 }
 
 /// The file, mapped.
@@ -86,20 +86,28 @@ impl Source {
 }
 
 /// What becomes of one tensor of the model.
-enum Fate<'a> {
-    Difference { mask: &'a Given<'a>, scale: f32 },
+pub(super) enum Fate<'a> {
+    Difference {
+        mask: &'a Given<'a>,
+        scale: f32,
+    },
     Whole(Cow<'a, [u8]>),
+    /// A matrix in factors and its stored parts.
+    Factors {
+        matrix: Box<MatrixSpec>,
+        parts: Vec<Cow<'a, [u8]>>,
+    },
     Same,
 }
 
 /// One tensor of the model.
-struct Imports<'a> {
-    name: String,
+pub(super) struct Imports<'a> {
+    pub name: String,
     /// Tensors of the file that it is made from.
-    parts: Vec<String>,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    fate: Fate<'a>,
+    pub parts: Vec<String>,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub fate: Fate<'a>,
 }
 
 /// Makes an artifact of layout `delta` in the new folder `out` of a file of BitDelta's: `.safetensors`, or else
@@ -130,8 +138,9 @@ pub fn import(file: &Path, base: &LogicalCheckpoint, out: &Path) -> Result<Impor
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let staging = Staging::open(out)?;
     let written = write_tensors(&tensors, staging.folder())?;
-    let files = small_files(&tensors, base.checkpoint(), &staging)?;
-    let manifest = manifest(&tensors, &given, base, file, files, &written);
+    let files = write_small_files(vec![config(&tensors, base.checkpoint())], base.checkpoint(), &staging)?;
+    let origin = Origin { layout: LayoutName::Delta, base: Some(base), file, given: &given };
+    let manifest = manifest(&tensors, &origin, files, &written);
     staging.write(FILE_NAME, manifest.to_json()?.as_bytes())?;
     staging.publish(out)?;
     let count = |wanted: fn(&Fate<'_>) -> bool| tensors.iter().filter(|tensor| wanted(&tensor.fate)).count() as u64;
@@ -220,7 +229,10 @@ fn number(tensor: &Given<'_>) -> Option<f32> {
 const FORM: Delta = Delta { planes: 1, share: Share::Matrix };
 
 impl Imports<'_> {
-    fn matrix(&self) -> Option<MatrixSpec> {
+    pub(super) fn matrix(&self) -> Option<MatrixSpec> {
+        if let Fate::Factors { matrix, .. } = &self.fate {
+            return Some(MatrixSpec::clone(matrix));
+        }
         let (Fate::Difference { .. }, [rows, columns]) = (&self.fate, &self.shape[..]) else { return None };
         Some(MatrixSpec {
             name: self.name.clone(),
@@ -244,6 +256,7 @@ impl Imports<'_> {
             (Fate::Whole(_), _) => {
                 vec![TensorSpec { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }]
             }
+            (Fate::Factors { .. }, Some(matrix)) => layout(LayoutName::Bantam).tensors(&matrix),
             (_, Some(matrix)) => layout(LayoutName::Delta).tensors(&matrix),
             _ => Vec::new(),
         }
@@ -255,6 +268,7 @@ impl Imports<'_> {
             Fate::Whole(bytes) => Cow::Borrowed(bytes),
             Fate::Difference { mask, .. } if part == 0 => Cow::Owned(signs(mask.bytes, mask.shape[0], mask.shape[1])),
             Fate::Difference { scale, .. } => Cow::Owned(scale.to_le_bytes().to_vec()),
+            Fate::Factors { parts, .. } => Cow::Borrowed(parts.get(part).map_or(&[], |bytes| &**bytes)),
             Fate::Same => Cow::Borrowed(&[]),
         }
     }
@@ -271,7 +285,10 @@ fn signs(words: &[u8], per_row: usize, outputs: usize) -> Vec<u8> {
 }
 
 /// Writes the tensors in one file; gives the hash of each stored part.
-fn write_tensors(tensors: &[Imports<'_>], folder: &Path) -> Result<BTreeMap<String, ContentHash>, ExchangeError> {
+pub(super) fn write_tensors(
+    tensors: &[Imports<'_>],
+    folder: &Path,
+) -> Result<BTreeMap<String, ContentHash>, ExchangeError> {
     let mut parts: Vec<(TensorSpec, &Imports<'_>, usize)> = Vec::new();
     for tensor in tensors {
         parts.extend(tensor.stored().into_iter().enumerate().map(|(part, spec)| (spec, tensor, part)));
@@ -296,8 +313,8 @@ fn write_tensors(tensors: &[Imports<'_>], folder: &Path) -> Result<BTreeMap<Stri
     Ok(hashes)
 }
 
-/// Configuration and what else lies beside the base's weights.
-fn small_files(tensors: &[Imports<'_>], base: &Checkpoint, staging: &Staging) -> Result<Vec<FileEntry>, ExchangeError> {
+/// The configuration.
+fn config(tensors: &[Imports<'_>], base: &Checkpoint) -> (String, Vec<u8>) {
     let matrices: Vec<MatrixSpec> = tensors.iter().filter_map(Imports::matrix).collect();
     let same = tensors
         .iter()
@@ -314,7 +331,15 @@ fn small_files(tensors: &[Imports<'_>], base: &Checkpoint, staging: &Staging) ->
         text = config_text::set_member(&text, "vocab_size", &rows.to_string());
     }
     text = config_text::set_member(&text, "quantization_config", &config_text::indented(&quantization));
-    let mut files = vec![("config.json".to_owned(), text.into_bytes())];
+    ("config.json".to_owned(), text.into_bytes())
+}
+
+/// Writes them and what else lies beside the base's weights.
+pub(super) fn write_small_files(
+    mut files: Vec<(String, Vec<u8>)>,
+    base: &Checkpoint,
+    staging: &Staging,
+) -> Result<Vec<FileEntry>, ExchangeError> {
     for path in base.companions() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.push((name, std::fs::read(path).map_err(ExchangeError::io("read", path))?));
@@ -327,11 +352,18 @@ fn small_files(tensors: &[Imports<'_>], base: &Checkpoint, staging: &Staging) ->
     Ok(entries)
 }
 
-fn manifest(
+/// What an artifact is made of.
+pub(super) struct Origin<'a> {
+    pub layout: LayoutName,
+    /// The checkpoint that differences are from.
+    pub base: Option<&'a LogicalCheckpoint>,
+    pub file: &'a Path,
+    pub given: &'a BTreeMap<String, Given<'a>>,
+}
+
+pub(super) fn manifest(
     tensors: &[Imports<'_>],
-    given: &BTreeMap<String, Given<'_>>,
-    base: &LogicalCheckpoint,
-    file: &Path,
+    origin: &Origin<'_>,
     files: Vec<FileEntry>,
     written: &BTreeMap<String, ContentHash>,
 ) -> Manifest {
@@ -342,7 +374,7 @@ fn manifest(
         bytes: tensor.bytes.len() as u64,
         hash: ContentHash::of(tensor.bytes),
     };
-    let inputs: Vec<InputTensor> = given.iter().map(input).collect();
+    let inputs: Vec<InputTensor> = origin.given.iter().map(input).collect();
     let output = |tensor: &Imports<'_>| {
         let part = |spec: TensorSpec| {
             let (bytes, hash) = (spec.bytes(), written.get(&spec.name).copied());
@@ -356,6 +388,9 @@ fn manifest(
         let (codec, passes) = match &tensor.fate {
             Fate::Difference { .. } => (FORM.name(), vec![crate::passes::bitdelta::INFO.name.to_owned()]),
             Fate::Whole(_) => (format!("{:?}", tensor.dtype).to_lowercase(), Vec::new()),
+            Fate::Factors { matrix, .. } => {
+                (matrix.codec.name(), vec![crate::passes::lowrank_kv::INFO.name.to_owned()])
+            }
             Fate::Same => ("same".to_owned(), Vec::new()),
         };
         OutputTensor {
@@ -390,13 +425,13 @@ fn manifest(
         source_bytes: inputs.iter().map(|input| input.bytes).sum(),
         artifact_bytes: outputs.iter().map(bytes).sum(),
     };
-    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = origin.file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Manifest {
         schema: SCHEMA.to_owned(),
         tool: Tool::default(),
         recipe: json!({ "import": name }),
-        layout: LayoutName::Delta,
-        base: base_tensors(base.checkpoint(), &BTreeMap::new()),
+        layout: origin.layout,
+        base: origin.base.map_or_else(Vec::new, |base| base_tensors(base.checkpoint(), &BTreeMap::new())),
         merged: Vec::new(),
         training: None,
         inputs,

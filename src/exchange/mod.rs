@@ -1,12 +1,16 @@
-//! BitDelta's own files, both ways: `diff.pt`, and the same names in safetensors (FasterDecoding/BitDelta, `bitdelta/diff.py`).
+//! Other projects' own files. CSKV's pairs of factors, both ways, in `cskv`. BitDelta's, both ways: `diff.pt`, and the same names in safetensors (FasterDecoding/BitDelta, `bitdelta/diff.py`).
 //!
 //! For the weight `X.weight` `[outputs, inputs]` of a linear: `X.mask` I32 `[inputs / 32, outputs]`, bit b of word k of a
 //! column is the sign of input 32 k + b, 1 for +1; `X.coeff`, a number. The weight is the base's + (2 · bit − 1) · coeff.
 //! Every other trained tensor stands there whole, under its own name. What is missing is the base's.
 
+mod cskv;
+mod cskv_import;
 mod export;
 mod import;
 
+pub use cskv::{ExportedCskv, cskv_pair, export_cskv, has_factors, is_cskv};
+pub use cskv_import::{CskvChoice, ImportedCskv, import_cskv};
 pub use export::{Exported, export};
 pub use import::{Imported, import};
 
@@ -20,6 +24,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     codec::CodecError,
     decode::DecodeError,
+    forward::ForwardError,
     layout::LayoutError,
     manifest::ManifestError,
     torch_file::TorchFileError,
@@ -80,6 +85,17 @@ pub enum ExchangeError {
         /// Why not.
         problem: String,
     },
+    /// A model or a file that does not have CSKV's form.
+    #[error("`{name}` {problem}")]
+    Cskv {
+        /// The matrix or the file.
+        name: String,
+        /// Why not.
+        problem: String,
+    },
+    /// The model's projections cannot be told.
+    #[error(transparent)]
+    Model(#[from] ForwardError),
     /// The artifact cannot be read.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -127,6 +143,7 @@ impl ExchangeError {
             Self::Write(error) => error.exit_code(),
             Self::Layout(error) => error.exit_code(),
             Self::Unknown { .. } => ExitCode::Usage,
+            Self::Cskv { .. } | Self::Model(_) => ExitCode::Input,
             Self::Checkpoint(_)
             | Self::TorchFile { .. }
             | Self::Tensor { .. }
@@ -148,6 +165,8 @@ impl ExchangeError {
             ),
             Self::TorchFile { .. }
             | Self::Tensor { .. }
+            | Self::Cskv { .. }
+            | Self::Model(_)
             | Self::NoDifference { .. }
             | Self::Codec { .. }
             | Self::Manifest(_)

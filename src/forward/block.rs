@@ -7,6 +7,7 @@ use super::{
     attention::Heads,
     experts::Router,
     kernels::{self, Norm, NormKind},
+    latent_cache::LatentCache,
     matrix::multiply_transposed,
     rope::Rotation,
     spec::{After, NormSpec},
@@ -26,6 +27,7 @@ pub struct Block<'a> {
     latent_norms: Option<(Option<Norm>, Norm)>,
     pub(super) sinks: Vec<f32>,
     pub(super) rotation: Option<Rotation>,
+    cache: Option<LatentCache<'a>>,
     router: Option<Router>,
     shared_gate: Option<Matrix>,
     /// Polynomials in place of the activation of some hidden units.
@@ -99,6 +101,7 @@ impl<'a> Block<'a> {
             },
             sinks: spec.sinks.as_ref().map(|name| vector(source, name)).transpose()?.unwrap_or_default(),
             rotation: spec.rope.as_ref().map(|rope| rope.rotation(length)),
+            cache: spec.cache.as_ref().map(|cache| LatentCache::read(cache, source)).transpose()?,
             router: spec.experts.as_ref().map(|experts| Router::read(experts, source)).transpose()?,
             shared_gate,
             expanded: match spec.stages.iter().find(|stage| stage.kind == Kind::MlpOutput) {
@@ -119,7 +122,7 @@ impl<'a> Block<'a> {
             x
         };
         match self.spec.stages[stage].kind {
-            Kind::Attention | Kind::LatentInput => normed(&self.attention_norm),
+            Kind::Attention | Kind::LatentInput | Kind::LatentCache => normed(&self.attention_norm),
             Kind::Mlp => normed(&self.mlp_norm),
             Kind::AttentionOutput | Kind::LatentQuery | Kind::MlpOutput | Kind::SharedExpert => {
                 state.carried[0].clone()
@@ -140,6 +143,10 @@ impl<'a> Block<'a> {
             Kind::Attention => {
                 self.prepare_heads(&mut y, state.length);
                 state.carried = vec![self.attend(&y, state.length)];
+            }
+            Kind::LatentCache => {
+                let mixed = self.cache.as_ref().map(|cache| cache.attend(self, &y, state.length));
+                state.carried = vec![mixed.unwrap_or_default()];
             }
             Kind::AttentionOutput => {
                 state.carried.clear();

@@ -1,6 +1,6 @@
 //! What a model computes, as data.
 
-use super::{Activation, LinearSpec, attention::Attention, kernels::NormKind, rope::Rope};
+use super::{Activation, CacheSpec, LinearSpec, attention::Attention, kernels::NormKind, rope::Rope};
 
 /// What a stage does with the outputs of its linears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub enum Kind {
     LatentQuery,
     /// Latent attention: keys and values from their latents, then attention.
     LatentKeyValue,
+    /// Queries, and latents of keys and values that a cache holds, then attention over them; see [`CacheSpec`].
+    LatentCache,
     /// Gate and up, or the only up-projection, then the activation.
     Mlp,
     /// Back into the residual stream.
@@ -34,7 +36,7 @@ impl Kind {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Attention | Self::LatentInput => "attention input",
+            Self::Attention | Self::LatentInput | Self::LatentCache => "attention input",
             Self::AttentionOutput => "attention output",
             Self::LatentQuery => "query latent",
             Self::LatentKeyValue => "key-value latent",
@@ -170,6 +172,8 @@ pub struct BlockSpec {
     pub attention: Attention,
     /// Latent attention.
     pub latent: Option<Latent>,
+    /// What is kept instead of keys and values.
+    pub cache: Option<CacheSpec>,
     /// Name of the sinks.
     pub sinks: Option<String>,
     /// Rotary embedding.

@@ -3,7 +3,7 @@
 use faer::MatRef;
 
 use super::{Expanded, ForwardError, Matrix, matrix::multiply_transposed_into};
-use crate::layout::LogicalCheckpoint;
+use crate::{checkpoint::Dtype, layout::LogicalCheckpoint};
 
 /// Where a forward pass reads weights from.
 pub trait WeightSource: Sync {
@@ -16,6 +16,11 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// [`ForwardError`] when the tensor is missing or its codes are malformed.
     fn read(&self, name: &str, transposed: bool, first_row: usize, out: &mut [f32]) -> Result<(), ForwardError>;
+
+    /// The type that a tensor's numbers are stored in, where that is known.
+    fn stored_type(&self, _name: &str) -> Option<Dtype> {
+        None
+    }
 
     /// How inputs of this linear are quantized at run time.
     fn activations(&self, _weight: &str) -> InputFormat {
@@ -50,8 +55,8 @@ pub enum InputFormat {
 
 impl WeightSource for LogicalCheckpoint {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let exact = || self.exact_copy(name).map(|tensor| tensor.shape);
-        self.tensor(name).map(|tensor| tensor.shape.clone()).or_else(exact)
+        let beside = || self.part_beside(name).map(|tensor| tensor.shape);
+        self.tensor(name).map(|tensor| tensor.shape.clone()).or_else(beside)
     }
 
     fn read(&self, name: &str, transposed: bool, first_row: usize, out: &mut [f32]) -> Result<(), ForwardError> {
@@ -67,6 +72,10 @@ impl WeightSource for LogicalCheckpoint {
             .try_for_each(|(index, out)| rows.read_rows(first_row + index * piece, out));
         rows.release_rows(first_row..first_row + out.len() / width);
         result.map_err(|source| ForwardError::Codec { tensor: name.to_owned(), source })
+    }
+
+    fn stored_type(&self, name: &str) -> Option<Dtype> {
+        self.tensor(name).map(|tensor| tensor.dtype).or_else(|| self.part_beside(name).map(|tensor| tensor.dtype))
     }
 
     fn activations(&self, weight: &str) -> InputFormat {

@@ -10,6 +10,7 @@ pub mod hadamard;
 #[cfg(feature = "blas")]
 mod lapack_backend;
 pub mod rotation;
+pub mod subspace;
 #[cfg(test)]
 mod tests;
 

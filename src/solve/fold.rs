@@ -79,7 +79,7 @@ pub fn folds(block: &BlockSpec) -> Vec<Fold> {
     for (index, stage) in block.stages.iter().enumerate() {
         let next = block.stages.get(index + 1);
         match stage.kind {
-            Kind::Attention | Kind::LatentInput => {
+            Kind::Attention | Kind::LatentInput | Kind::LatentCache => {
                 let norm = pre_norm(&block.attention_norm, &block.after_attention);
                 found.extend(norm_fold(FoldKind::Attention, norm.as_ref(), stage.linears.clone(), index));
                 if stage.kind == Kind::Attention {

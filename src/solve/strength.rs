@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Result,
-    evaluate::{Evaluated, evaluate_model},
+    evaluate::{Evaluated, Windows, evaluate_model},
     forward::{Block, Expert, Kind, Routing, WeightSource},
     passes::{Settings, folding::Consumer, smoothquant, smoothquant_plus},
 };
@@ -70,7 +70,7 @@ impl Worker<'_> {
             let figures = evaluate_model(
                 Evaluated { model, source: &rounded },
                 Some(Evaluated { model, source: job.source }),
-                sequences,
+                Windows::all(sequences),
                 &job.solve.limits,
                 job.device,
                 None,

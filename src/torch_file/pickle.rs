@@ -15,6 +15,9 @@ const TALLEST: usize = 1 << 16;
 /// Most values that are remembered: some for each of a hundred thousand tensors.
 const MOST_REMEMBERED: usize = 1 << 21;
 
+/// Most items of a list: layers of a model.
+const LONGEST_LIST: usize = 1 << 14;
+
 /// Why a pickle is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PickleError {
@@ -112,6 +115,8 @@ enum Value {
     },
     /// Index into [`Machine::dictionaries`].
     Dictionary(usize),
+    /// Index into [`Machine::lists`].
+    List(usize),
     Storage {
         key: Rc<str>,
         dtype: Dtype,
@@ -120,8 +125,44 @@ enum Value {
     Tensor(Rc<Stored>),
 }
 
-/// The tensors of the dictionary that a pickle makes, in its order.
-pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, Stored)>, PickleError> {
+/// The tensors of a dictionary, in its order.
+type Tensors = Vec<(String, Stored)>;
+
+/// The tensors of the dictionary that a pickle makes.
+pub(super) fn tensors(pickle: &[u8]) -> Result<Tensors, PickleError> {
+    let (machine, result) = run(pickle)?;
+    machine.tensors(&result)
+}
+
+/// The tensors of a list of pairs of dictionaries.
+pub(super) fn pairs(pickle: &[u8]) -> Result<Vec<[Tensors; 2]>, PickleError> {
+    let (machine, result) = run(pickle)?;
+    let Value::List(index) = result else { return machine.malformed("the result is no list") };
+    let pair = |item: &Value| match item {
+        Value::Tuple { items, .. } if items.len() == 2 => {
+            Ok([machine.tensors(&items[0])?, machine.tensors(&items[1])?])
+        }
+        _ => machine.malformed("the list holds something else than pairs"),
+    };
+    // Items can be repeated for nothing; what they make cannot.
+    if machine.lists[index].len() > LONGEST_LIST {
+        return machine.malformed("a list longer than is read");
+    }
+    let mut found: Vec<[Tensors; 2]> = Vec::new();
+    let mut count = 0;
+    for item in &machine.lists[index] {
+        let pair = pair(item)?;
+        count += pair[0].len() + pair[1].len();
+        if count > TALLEST {
+            return machine.malformed("more tensors than are read");
+        }
+        found.push(pair);
+    }
+    Ok(found)
+}
+
+/// What a pickle makes.
+fn run(pickle: &[u8]) -> Result<(Machine<'_>, Value), PickleError> {
     let mut machine = Machine { bytes: pickle, at: 0, stack: Vec::new(), marks: Vec::new(), ..Machine::default() };
     let result = loop {
         if let Some(result) = machine.step()? {
@@ -131,24 +172,10 @@ pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, Stored)>, PickleErro
             return Err(PickleError::Malformed { problem: "more on the stack than is read", at: machine.at });
         }
     };
-    let malformed = |problem| PickleError::Malformed { problem, at: machine.at };
     if machine.at != pickle.len() {
-        return Err(malformed("more after the last instruction"));
+        return machine.malformed("more after the last instruction");
     }
-    let Value::Dictionary(index) = result else { return Err(malformed("the result is no dictionary")) };
-    let mut found = Vec::new();
-    for (key, value) in &machine.dictionaries[index] {
-        let (Value::Text(name), Value::Tensor(tensor)) = (key, value) else {
-            return Err(malformed("the dictionary holds something else than tensors by name"));
-        };
-        found.push((name.to_string(), Stored::clone(tensor)));
-    }
-    let mut names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-    names.sort_unstable();
-    if names.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(malformed("the dictionary has a name twice"));
-    }
-    Ok(found)
+    Ok((machine, result))
 }
 
 #[derive(Default)]
@@ -159,9 +186,28 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
     dictionaries: Vec<Vec<(Value, Value)>>,
+    lists: Vec<Vec<Value>>,
 }
 
 impl<'a> Machine<'a> {
+    /// The tensors that a dictionary holds.
+    fn tensors(&self, value: &Value) -> Result<Tensors, PickleError> {
+        let Value::Dictionary(index) = value else { return self.malformed("the result is no dictionary") };
+        let mut found = Vec::new();
+        for (key, value) in &self.dictionaries[*index] {
+            let (Value::Text(name), Value::Tensor(tensor)) = (key, value) else {
+                return self.malformed("the dictionary holds something else than tensors by name");
+            };
+            found.push((name.to_string(), Stored::clone(tensor)));
+        }
+        let mut names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair[0] == pair[1]) {
+            return self.malformed("the dictionary has a name twice");
+        }
+        Ok(found)
+    }
+
     fn malformed<T>(&self, problem: &'static str) -> Result<T, PickleError> {
         Err(PickleError::Malformed { problem, at: self.at })
     }
@@ -263,6 +309,13 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
+    fn append(&mut self, items: Vec<Value>) -> Result<(), PickleError> {
+        let Some(Value::List(index)) = self.stack.last() else { return self.malformed("no list to append to") };
+        let index = *index;
+        self.lists[index].extend(items);
+        Ok(())
+    }
+
     fn dictionary(&mut self) {
         self.dictionaries.push(Vec::new());
         self.stack.push(Value::Dictionary(self.dictionaries.len() - 1));
@@ -348,6 +401,18 @@ impl<'a> Machine<'a> {
             }
             opcode @ 0x85..=0x87 => self.small_tuple(usize::from(opcode - 0x84))?,
             b'}' => self.dictionary(),
+            b']' => {
+                self.lists.push(Vec::new());
+                self.stack.push(Value::List(self.lists.len() - 1));
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+            }
+            b'e' => {
+                let items = self.since_mark()?;
+                self.append(items)?;
+            }
             b's' => {
                 let (value, key) = (self.pop()?, self.pop()?);
                 self.set_items(vec![key, value])?;
@@ -445,11 +510,10 @@ fn name_of(opcode: u8) -> String {
         b'I' | b'L' => "INT",
         b'P' => "PERSID",
         b'S' | b'T' | b'U' | b'V' => "STRING",
-        b'a' | b'e' => "APPEND",
         b'd' => "DICT",
         b'g' => "GET",
         b'i' => "INST",
-        b'l' | b']' => "LIST",
+        b'l' => "LIST",
         b'o' => "OBJ",
         b'p' => "PUT",
         0x81 | 0x92 => "NEWOBJ",

@@ -23,6 +23,9 @@ const LONGEST_HEADER: usize = 4096;
 /// The date of entries, that of files without one: 1 January 1980.
 const DATE: u16 = 0x0021;
 
+/// The kind of the extra field that aligns data, as PyTorch has it (`FB`).
+const PADDING: u16 = 0x4246;
+
 /// Why a `.npz` file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum NpzError {
@@ -299,7 +302,7 @@ fn npy_header(content: &[u8]) -> Option<Range<usize>> {
     (length <= LONGEST_HEADER && last <= content.len()).then_some(first..last)
 }
 
-/// Writes an archive of one-dimensional arrays of bytes, entry by entry, deflated.
+/// Writes an archive entry by entry: one-dimensional arrays of bytes, deflated, or anything as it is.
 pub struct Writer<W: Write> {
     out: W,
     offset: u64,
@@ -327,29 +330,54 @@ impl<W: Write> Writer<W> {
         content.extend((padded as u16).to_le_bytes());
         content.extend(header.as_bytes());
         content.extend(bytes);
-        let mut crc = Crc::new();
-        crc.update(&content);
         let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(&content)?;
         let deflated = encoder.finish()?;
+        self.entry(name, &content, Some(&deflated), 1)
+    }
+
+    /// Adds an entry as it is, uncompressed, its data at a multiple of `alignment` bytes from the archive's beginning.
+    ///
+    /// # Errors
+    /// As [`Writer::add`].
+    pub fn add_stored(&mut self, name: &str, bytes: &[u8], alignment: u64) -> Result<(), NpzError> {
+        self.entry(name, bytes, None, alignment)
+    }
+
+    fn entry(&mut self, name: &str, content: &[u8], deflated: Option<&[u8]>, alignment: u64) -> Result<(), NpzError> {
+        let mut crc = Crc::new();
+        crc.update(content);
+        let data = deflated.unwrap_or(content);
         let refused = |problem: &str| NpzError::Entry { name: name.to_owned(), problem: problem.to_owned() };
         let size = |bytes: usize| u32::try_from(bytes).ok().filter(|size| *size < u32::MAX);
-        let sizes = size(deflated.len()).zip(size(content.len()));
+        let sizes = size(data.len()).zip(size(content.len()));
         let (stored, size) = sizes.ok_or_else(|| refused("is of 4 GiB or more"))?;
         let length = u16::try_from(name.len()).map_err(|_| refused("has too long a name"))?;
+        let method = if deflated.is_some() { 8 } else { 0 };
 
-        // Version 2.0 of the format; names are UTF-8; deflated.
+        // Version 2.0 of the format; names are UTF-8.
         let mut common = Vec::new();
-        common.extend([20, 0x0800, 8, 0, DATE].iter().flat_map(|field: &u16| field.to_le_bytes()));
+        common.extend([20, 0x0800, method, 0, DATE].iter().flat_map(|field: &u16| field.to_le_bytes()));
         common.extend([crc.sum(), stored, size].iter().flat_map(|field| field.to_le_bytes()));
         common.extend(length.to_le_bytes());
 
         let mut local = LOCAL.to_le_bytes().to_vec();
         local.extend(&common);
-        local.extend([0, 0]);
+        // What is left to the next multiple is an extra field of no meaning, 4 bytes at least.
+        let bare = self.offset + (local.len() + 2 + name.len()) as u64;
+        let padding = match alignment.saturating_sub(1) & bare.wrapping_neg() {
+            padding @ 1..4 => padding + alignment,
+            padding => padding,
+        } as u16;
+        local.extend(padding.to_le_bytes());
         local.extend(name.as_bytes());
+        if padding > 0 {
+            local.extend(PADDING.to_le_bytes());
+            local.extend((padding - 4).to_le_bytes());
+            local.extend(std::iter::repeat_n(0, usize::from(padding) - 4));
+        }
         self.out.write_all(&local)?;
-        self.out.write_all(&deflated)?;
+        self.out.write_all(data)?;
 
         let large = self.offset >= u64::from(u32::MAX);
         let extra = if large { 12_u16 } else { 0 };
@@ -366,7 +394,7 @@ impl<W: Write> Writer<W> {
             directory.extend([1, 0, 8, 0]);
             directory.extend(self.offset.to_le_bytes());
         }
-        self.offset += (local.len() + deflated.len()) as u64;
+        self.offset += (local.len() + data.len()) as u64;
         self.count += 1;
         Ok(())
     }

@@ -26,6 +26,7 @@ mod rotate;
 mod select;
 mod signs;
 mod source;
+mod subspace;
 mod terms;
 mod triangular_solve;
 mod vectors;
@@ -56,6 +57,7 @@ pub use rotate::Angles;
 pub use select::{Selected, select_2_4};
 pub use signs::{PackedSigns, sign_add, sign_pack};
 pub use source::{Source, SourceFormat, convert, error_sums, extents};
+pub use subspace::{cholesky, iterate_subspace, orthonormalize, weighted_gram};
 pub use terms::{DeviceTerms, term};
 pub use triangular_solve::solve_lower;
 

@@ -120,7 +120,7 @@ impl<'b> DeviceBlock<'b> {
             None => Ok(Input::Held(&state.hidden)),
         };
         match self.block.spec.stages[stage].kind {
-            Kind::Attention | Kind::LatentInput => of_hidden(&self.attention_norm),
+            Kind::Attention | Kind::LatentInput | Kind::LatentCache => of_hidden(&self.attention_norm),
             Kind::Mlp => of_hidden(&self.mlp_norm),
             Kind::AttentionOutput | Kind::LatentQuery | Kind::MlpOutput | Kind::SharedExpert => {
                 Ok(Input::Held(&state.carried[0]))

@@ -26,7 +26,7 @@ use crate::{
     checkpoint::{Checkpoint, Dtype, TensorEntry, is_float},
     codec::{
         CodecError, CodedRows, Coding, DenseRows, Factors, MatrixParameters, Rotations, RowSource, Whole,
-        factors::EXACT,
+        factors::{EXACT, LATENT, OUTPUT},
     },
 };
 use config::{Method, QuantizationConfig};
@@ -287,7 +287,7 @@ impl LogicalCheckpoint {
     pub fn rows(&self, name: &str, transposed: bool) -> Result<Box<dyn RowSource + '_>, LayoutError> {
         let Some(index) = self.index(name) else {
             let missing = || LayoutError::NoSuchTensor { name: name.to_owned() };
-            return self.plain_rows(&self.exact_copy(name).ok_or_else(missing)?, transposed);
+            return self.plain_rows(&self.part_beside(name).ok_or_else(missing)?, transposed);
         };
         let (source, stack, stored_transposed): (Box<dyn RowSource + '_>, usize, bool) = match &self.stored[index] {
             Stored::Plain => return self.plain_rows(&self.tensors[index], transposed),
@@ -344,13 +344,18 @@ impl LogicalCheckpoint {
         self.coded_matrix(name)?.parameters(&self.checkpoint)
     }
 
-    /// The matrix itself that is kept beside its factors under this name (`…k_proj_exact.weight`); not one of
-    /// [`LogicalCheckpoint::tensors`], but [`LogicalCheckpoint::rows`] reads it like them.
+    /// A factor of a matrix, or the matrix itself that is kept beside its factors, by its stored name (`…k_proj_a.weight`,
+    /// `…k_proj_b.weight`, `…k_proj_exact.weight`); not one of [`LogicalCheckpoint::tensors`], but
+    /// [`LogicalCheckpoint::rows`] reads it like them.
     #[must_use]
-    pub fn exact_copy(&self, name: &str) -> Option<LogicalTensor> {
-        let matrix = format!("{}.weight", name.strip_suffix(EXACT)?);
-        let matrix = self.tensor(&matrix)?;
-        let Some(Coding::Whole(Whole::Factors(Factors { exact: true, .. }))) = &matrix.codec else { return None };
+    pub fn part_beside(&self, name: &str) -> Option<LogicalTensor> {
+        let of_factors = |suffix: &&&str| {
+            let matrix = name.strip_suffix(**suffix).and_then(|module| self.tensor(&format!("{module}.weight")));
+            let codec = matrix.and_then(|matrix| matrix.codec.as_ref());
+            let Some(Coding::Whole(Whole::Factors(Factors { exact, .. }))) = codec else { return false };
+            *exact || **suffix != EXACT
+        };
+        [LATENT, OUTPUT, EXACT].iter().find(of_factors)?;
         let entry = self.checkpoint.tensor(name)?;
         Some(LogicalTensor {
             name: entry.name.clone(),
