@@ -95,8 +95,17 @@ def bantam(binary: str, *arguments: str) -> str:
     return done.stdout
 
 
+def longer(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """A copy of a tiny model that takes as many tokens as are used here."""
+    shutil.copytree(architectures.model_folder(name) / "model", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 128
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return folder
+
+
 def write_recipe(case: Case, folder: pathlib.Path) -> pathlib.Path:
-    source = run.SOURCE if case.source == "tiny-llama" else architectures.model_folder(case.source) / "model"
+    source = run.SOURCE if case.source == "tiny-llama" else longer(case.source, folder / "source")
     lines = ["schema = 1", f"model = {json.dumps(str(source))}"]
     if case.calibrated:
         texts = [str(run.ROOT / "fixtures" / "text" / f"{name}.txt") for name in ("recipe", "rtn", "models", "cli")]
