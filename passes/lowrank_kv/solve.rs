@@ -179,9 +179,9 @@ fn store(linear: &Linear<'_>, parts: &[Vec<f64>], subspaces: &[Principal]) -> St
     stored
 }
 
-/// A `[rank, columns]` and Bᵀ `[rank, rows]` of one group. Latent channel k is scaled to λ_k^¼ in the mean, λ being the
+/// A `[rank, columns]` and Bᵀ `[rank, rows]` of one group. Latent channel k is scaled to `λ_k^¼` in the mean, λ being the
 /// eigenvalue: after a rotation, which spreads them evenly, that makes the error of quantized latents smallest. (Noise of
-/// variance Σ λ_k / s_k² in each channel is multiplied by Σ s_k²; the product is least for s_k² = √λ_k.) For the singular
+/// variance Σ `λ_k` / `s_k²` in each channel is multiplied by Σ `s_k²`; the product is least for `s_k²` = √`λ_k`.) For the singular
 /// value decomposition it is the usual split, √Σ on either side.
 fn factors(subspace: &Principal, rank: usize, weights: &[f64], columns: usize) -> (Vec<f64>, Vec<f64>) {
     let rows = subspace.values.len();
@@ -208,8 +208,12 @@ fn balance(a: &mut [f64], b: &mut [f64]) {
         return;
     }
     let scale = ratio.log2().round().exp2();
-    a.iter_mut().for_each(|value| *value /= scale);
-    b.iter_mut().for_each(|value| *value *= scale);
+    for value in a {
+        *value /= scale;
+    }
+    for value in b {
+        *value *= scale;
+    }
 }
 
 /// A rotation of latents that mixes all of them, whatever their number: a randomized Hadamard matrix, or, where none of that

@@ -116,7 +116,7 @@ fn asvd_is_the_truncated_decomposition_of_scaled_channels() {
     check_truncated(&case.matrix(), &scaled, 4, &scales);
 }
 
-/// Ŵ = U_r Σ_r V_rᵀ S⁻¹ with U Σ Vᵀ = W S.
+/// Ŵ = `U_r` `Σ_r` `V_rᵀ` S⁻¹ with U Σ Vᵀ = W S.
 fn check_truncated(weights: &Array2<f64>, decoded: &[f32], rank: usize, scales: &[f64]) {
     let scales = ArrayView2::from_shape((1, scales.len()), scales).unwrap();
     let svd = default_backend().thin_svd((weights * &scales).view()).unwrap();
@@ -124,7 +124,7 @@ fn check_truncated(weights: &Array2<f64>, decoded: &[f32], rank: usize, scales: 
         .left
         .slice(ndarray::s![.., ..rank])
         .dot(&ndarray::Array2::from_diag(&svd.values.slice(ndarray::s![..rank])));
-    let expected = kept.dot(&svd.right.slice(ndarray::s![..rank, ..])) / &scales;
+    let expected = kept.dot(&svd.right.slice(ndarray::s![..rank, ..])) / scales;
     for (got, expected) in decoded.iter().zip(expected.iter()) {
         assert!((f64::from(*got) - expected).abs() < 1e-5, "{got} {expected}");
     }

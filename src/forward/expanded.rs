@@ -1,4 +1,4 @@
-//! MLPs of which some hidden units are stored as terms of polynomials: y = W h + Σ_n Θ_n (s^n ∘ u).
+//! MLPs of which some hidden units are stored as terms of polynomials: y = W h + `Σ_n` `Θ_n` (s^n ∘ u).
 
 use rayon::prelude::*;
 
@@ -48,7 +48,7 @@ impl Expanded {
         [s, u]
     }
 
-    /// Adds Σ_n `Θ_n` (s^n ∘ u) to outputs `[tokens, outputs]`.
+    /// Adds `Σ_n` `Θ_n` (s^n ∘ u) to outputs `[tokens, outputs]`.
     pub fn add_to(&self, y: &mut Matrix, s: &Matrix, u: &Matrix) {
         let terms: Vec<_> = self.terms.iter().map(Matrix::view).collect();
         add_terms(&terms, 0, s, u, y);

@@ -40,9 +40,9 @@ pub struct LeadingEigen {
 ///
 /// # Errors
 /// As [`super::Decompositions::symmetric_eigen`].
-pub fn leading_eigenvectors(matrix: ArrayView2<'_, f64>, rank: usize) -> Result<LeadingEigen, DecompositionError> {
-    let order = require_square(&matrix)?;
-    require_finite(&matrix)?;
+pub fn leading_eigenvectors(matrix: &ArrayView2<'_, f64>, rank: usize) -> Result<LeadingEigen, DecompositionError> {
+    let order = require_square(matrix)?;
+    require_finite(matrix)?;
     let rank = rank.min(order);
     let block = rank + GUARD.max(rank / 4);
     let (n, b) = (order as f64, block as f64);
@@ -53,7 +53,7 @@ pub fn leading_eigenvectors(matrix: ArrayView2<'_, f64>, rank: usize) -> Result<
             return Ok(found);
         }
     }
-    let whole = default_backend().symmetric_eigen(matrix)?;
+    let whole = default_backend().symmetric_eigen(matrix.view())?;
     let values = whole.values.iter().rev().take(rank).copied().collect();
     let vectors = Array2::from_shape_fn((order, rank), |(i, j)| whole.vectors[[i, order - 1 - j]]);
     Ok(LeadingEigen { values, vectors })
@@ -158,7 +158,7 @@ mod tests {
 
     fn check(matrix: &Array2<f64>, rank: usize) {
         let full = default_backend().symmetric_eigen(matrix.view()).unwrap();
-        let found = leading_eigenvectors(matrix.view(), rank).unwrap();
+        let found = leading_eigenvectors(&matrix.view(), rank).unwrap();
         let (order, largest) = (matrix.nrows(), full.values.iter().fold(1e-300_f64, |a, b| a.max(b.abs())));
         let rank = rank.min(order);
         assert_eq!(found.vectors.dim(), (order, rank));
@@ -195,9 +195,9 @@ mod tests {
 
     #[test]
     fn malformed_matrices_are_refused() {
-        assert!(leading_eigenvectors(Array2::zeros((3, 2)).view(), 1).is_err());
+        assert!(leading_eigenvectors(&Array2::zeros((3, 2)).view(), 1).is_err());
         let mut matrix = Array2::<f64>::eye(100);
         matrix[[50, 3]] = f64::NAN;
-        assert!(matches!(leading_eigenvectors(matrix.view(), 1), Err(DecompositionError::NotFinite { .. })));
+        assert!(matches!(leading_eigenvectors(&matrix.view(), 1), Err(DecompositionError::NotFinite { .. })));
     }
 }

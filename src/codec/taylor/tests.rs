@@ -166,7 +166,7 @@ fn far_from_zero_derivatives_keep_their_digits() {
     }
 }
 
-/// The radius that the coefficients themselves show: of the last ones, |c_n|^(−1/n), largest over some consecutive n.
+/// The radius that the coefficients themselves show: of the last ones, |`c_n|^(−1/n)`, largest over some consecutive n.
 #[test]
 fn radii_are_where_coefficients_stop_falling() {
     for activation in [Smooth::Silu, Smooth::GeluTanh, Smooth::GeluQuick] {
