@@ -35,7 +35,7 @@ WIDE = {"basis": "chebyshev"}
 NARROW = {"basis": "taylor", "deviations": 1.5}
 # Of `tiny_models.py`: one of every family with a class of its own that bantam has a forward pass of.
 FAMILIES = ["llama-biases", "mistral", "qwen2", "opt-project", "gpt2"]
-WINDOWS = 16
+WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,11 @@ def main() -> int:
         jobs = [make(arguments.bantam, case, folder / case.name,
                      windows if case.fixture else case.model.parent / "ids.safetensors")
                 for case in cases() if fnmatch.fnmatch(case.name, arguments.only)]
+        # Not silently: a binary whose pass has no such setting cannot make these.
+        unknown = [job for job in jobs if "unknown key `hardened`" in (job["failure"] or "")]
+        if unknown:
+            print(f"SKIPPED: {len(unknown)} hardened artifacts, which this binary does not make", file=sys.stderr)
+        jobs = [job for job in jobs if job not in unknown]
         pythons = {"gptqmodel": arguments.gptqmodel, "compressed-tensors": arguments.compressed_tensors}
 
         def read(reader: str) -> list[dict]:
