@@ -8,7 +8,7 @@ the folder is loaded with `trust_remote_code=True`, in double precision, and com
 
 - the stock model of the decoded weights, where nothing but the factors changes (no window, no codes);
 - `lowrank_reference.py`, which computes attention another way, always;
-- `bantam eval`, logits of the binary's own forward pass;
+- the logits of `bantam eval`, the binary's own forward pass;
 - itself: in chunks onto a filled cache against all at once, and greedy generation and beams, on a batch padded on the
   left, with a cache against without.
 
@@ -49,7 +49,9 @@ DECODED = 1e-6
 # `bantam eval` computes in single precision.
 SINGLE = 1e-5
 # There a latent that lies between two codes may fall to the other side, which moves it by a step.
-SINGLE_WITH_CODES = 2e-2
+SINGLE_WITH_CODES = 2e-3
+# `bantam eval` rounds scales to the type of the checkpoint, BF16; a model loaded in double precision does not.
+ROUNDED_SCALES = 2e-2
 TOKENS = 83
 
 torch.set_num_threads(2)
@@ -239,7 +241,8 @@ def examine(binary: str, case: Case, folder: pathlib.Path) -> tuple[dict, list[s
     save_file({"ids": ids}, folder / "ids.safetensors")
     bantam(binary, "eval", str(artifact), "--text", str(folder / "ids.safetensors"), "--context", str(TOKENS), "--quiet",
            "--save-logits", str(folder / "logits.safetensors"))
-    single = SINGLE_WITH_CODES if policy["cache_bits"] else SINGLE
+    with_codes = ROUNDED_SCALES if case.source == "tiny-llama" else SINGLE_WITH_CODES
+    single = with_codes if policy["cache_bits"] else SINGLE
     check(wrong, figures, "eval", relative(load_file(folder / "logits.safetensors")["logits"], logits), single)
     check(wrong, figures, "chunks", relative(in_chunks(model, ids), logits), EXACT)
     wrong += generation(model, ids[:, :21])
