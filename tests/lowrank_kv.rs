@@ -234,7 +234,8 @@ fn the_optimum_loses_the_eigenvalues_it_drops_and_less_than_others_on_every_laye
     }
 }
 
-const EVERYTHING: &str = "group_heads = 2\nwindow = 32\ncache_bits = 4\nabsorb_values = true\n";
+const EVERYTHING: &str =
+    "key_density = 0.5\nvalue_density = 0.5\ngroup_heads = 2\nwindow = 32\ncache_bits = 4\nabsorb_values = true\n";
 
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {

@@ -39,9 +39,9 @@ pub const KEYS: &[&str] = &[
 ];
 
 /// Latent channels of keys over channels of keys, where a recipe says nothing.
-const DEFAULT_KEY_DENSITY: f64 = 0.5;
+const DEFAULT_KEY_DENSITY: f64 = 0.25;
 /// The same of values.
-const DEFAULT_VALUE_DENSITY: f64 = 0.5;
+const DEFAULT_VALUE_DENSITY: f64 = 0.75;
 /// Most tokens of a window.
 const MOST_WINDOW: u32 = 1 << 20;
 

@@ -57,6 +57,9 @@ pub fn plan_text(plan: &Plan) -> String {
     let _ = writeln!(text, "encoded        {:.4} bits per weight, everything counted", plan.bits_per_weight());
     if let Some(cache) = &plan.cache {
         let _ = writeln!(text, "cache          {}", cache.text());
+        if let Some(constant) = cache.constant_text() {
+            let _ = writeln!(text, "               {constant}");
+        }
     }
     let _ = writeln!(
         text,

@@ -66,13 +66,19 @@ impl CacheBytes {
             return format!("{before} bytes per token");
         }
         let share = 100.0 * after / (*before).max(1) as f64;
-        let mut text = format!("{before} → {after} bytes per token ({share:.1} %)");
+        format!("{before} → {after} bytes per token ({share:.1} %)")
+    }
+
+    /// What it takes beside, whatever the length of the text; none where that is nothing.
+    #[must_use]
+    pub fn constant_text(&self) -> Option<String> {
+        let mut parts = Vec::new();
         if self.kv_window_bytes > 0 {
-            text += &format!(", and {} bytes of exact keys and values", self.kv_window_bytes);
+            parts.push(format!("{} bytes of exact keys and values", self.kv_window_bytes));
         }
         if self.kv_pending_bytes > 0 {
-            text += &format!(", and at most {} bytes of latents that are not quantized yet", self.kv_pending_bytes);
+            parts.push(format!("up to {} of latents not quantized yet", self.kv_pending_bytes));
         }
-        text
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 }

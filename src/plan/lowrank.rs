@@ -99,7 +99,7 @@ pub(super) fn choose<'a>(
             of.len()
         ));
     }
-    let choice = |at: usize, projection: &Projection<'_>| {
+    let mut choice = |at: usize, projection: &Projection<'_>| {
         let settings = projection.wanted.settings;
         // Dense weights have no window: nothing stands beside them.
         let exact = settings.window > 0 && layout != LayoutName::Dense;
@@ -115,7 +115,6 @@ pub(super) fn choose<'a>(
         };
         (choice, cache)
     };
-    let mut choice = choice;
     Ok(projections.iter().enumerate().map(|(at, (index, projection))| (*index, choice(at, projection))).collect())
 }
 
@@ -184,10 +183,8 @@ fn projection<'a>(inputs: Inputs<'_>, model: &Model, wanted: Wanted<'a>) -> Resu
 
 /// Ranks for `ratio` of all channels, given out where they keep most.
 fn allocated(inputs: Inputs<'_>, rule: usize, ratio: f64, members: &[&Projection<'_>]) -> Result<Vec<Vec<usize>>> {
-    let statistics = match inputs.recipe.calibration.as_ref().and_then(|calibration| calibration.statistics.as_ref()) {
-        Some(path) => Some(Statistics::open(path)?),
-        None => None,
-    };
+    let statistics = inputs.recipe.calibration.as_ref().and_then(|calibration| calibration.statistics.as_ref());
+    let statistics = statistics.map(|path| Statistics::open(path)).transpose()?;
     let rule = &inputs.recipe.passes[rule];
     let mut shares = Vec::with_capacity(members.len());
     for projection in members {

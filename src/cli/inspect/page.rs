@@ -42,7 +42,8 @@ pub(super) fn render(report: &Report, output: &Output) -> String {
         line(entry("compressed", &format!("{weights} weights at {bits:.3} bits each, all overhead counted")));
     }
     if let Some(cache) = &report.cache {
-        line(entry("cache", &cache.text()));
+        let constant = cache.constant_text().map_or_else(String::new, |text| format!("; {text}"));
+        line(entry("cache", &format!("{}{constant}", cache.text())));
     }
     if !report.sparse.is_empty() {
         line(entry("sparse", &sparse::text(&report.sparse)));

@@ -3,6 +3,7 @@
 use super::{Context, Stripe, encoding_error, refuse_denied, streamed};
 use crate::{
     Result,
+    checkpoint::{decode_to_f32, encode_from_f32},
     codec::{CodecError, CodedMatrix, RowSource},
     evaluate::ErrorSums,
     forward::Matrix,
@@ -59,6 +60,12 @@ pub(super) fn encode(
         stored.decoded = base;
     }
     refuse_denied(context, unit, &stored.deviations)?;
+    if context.layout.reads_back(&encode.matrix).is_none() {
+        // A reader finds the weights themselves, in their own type.
+        let mut bytes = Vec::new();
+        encode_from_f32(encode.matrix.dense_dtype, &stored.decoded.values, &mut bytes);
+        decode_to_f32(encode.matrix.dense_dtype, &bytes, &mut stored.decoded.values);
+    }
     let sums = measure(exact, first_row, &stored.decoded)
         .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
     let pieces = match stored.coded {
