@@ -61,7 +61,7 @@ fn the_smallest_ranges_that_converge_are_taken() {
     for (at, unit) in selection.units.iter().enumerate() {
         let (lo, hi) = (f64::from(selection.points.lo[at]), f64::from(selection.points.hi[at]));
         assert!(lo <= ranges.lowest[*unit] && hi >= ranges.highest[*unit], "unit {unit}: {lo} to {hi}");
-        assert!((f64::from(selection.points.z0[at]) - (lo + hi) / 2.0).abs() < 1e-6);
+        assert!((f64::from(selection.points.z0[at]) - f64::midpoint(lo, hi)).abs() < 1e-6);
     }
     // All but one can be; five of six are asked for, then six.
     let most = Settings { units: 0.84, ..settings };

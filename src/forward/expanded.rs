@@ -1,4 +1,4 @@
-//! MLPs of which some hidden units are stored as terms of polynomials: y = W h + Σ_n Θ_n (s^n ∘ u).
+//! MLPs of which some hidden units are stored as terms of polynomials: `y = W h + Σ_n Θ_n (s^n ∘ u)`.
 
 use rayon::prelude::*;
 
@@ -48,7 +48,7 @@ impl Expanded {
         [s, u]
     }
 
-    /// Adds Σ_n `Θ_n` (s^n ∘ u) to outputs `[tokens, outputs]`. Powers grow by a product with s, which Horner's rule would
+    /// Adds `Σ_n Θ_n (s^n ∘ u)` to outputs `[tokens, outputs]`. Powers grow by a product with s, which Horner's rule would
     /// multiply the sum with: s is of a unit and the sum of an output, so that only the former is a product of matrices.
     pub fn add_to(&self, y: &mut Matrix, s: &Matrix, u: &Matrix) {
         let mut power = u.clone();

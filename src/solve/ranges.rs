@@ -55,14 +55,13 @@ pub(super) fn select(job: &Job<'_>, solutions: &mut Solutions) -> Result<Selecti
         return Ok(Selections::new());
     }
     let known = solutions.ranges.and_then(|hash| solutions.lists(FILE, hash));
-    let lists = match known {
-        Some(lists) => lists,
-        None => {
-            let lists = gather(job, solutions, &targets)?;
-            let hash = solutions.keep_lists(FILE, &lists)?;
-            solutions.append(Line::Ranges { hash })?;
-            lists
-        }
+    let lists = if let Some(lists) = known {
+        lists
+    } else {
+        let lists = gather(job, solutions, &targets)?;
+        let hash = solutions.keep_lists(FILE, &lists)?;
+        solutions.append(Line::Ranges { hash })?;
+        lists
     };
     let ranges: BTreeMap<&str, Ranges> = lists.iter().map(|(name, values)| (name.as_str(), restored(values))).collect();
     let mut found = Selections::new();

@@ -90,7 +90,7 @@ const MEASURED: usize = 1024;
 /// from the nearest pole, and is below F64's rounding for ranges as wide as ±20.
 #[must_use]
 pub fn uniform_error(activation: Smooth, coefficients: &[f64], z0: f64, h: f64, lo: f64, hi: f64) -> f64 {
-    let (middle, half) = ((lo + hi) / 2.0, (hi - lo) / 2.0);
+    let (middle, half) = (f64::midpoint(lo, hi), (hi - lo) / 2.0);
     let at = |k: usize| middle + half * libm::cos(PI * (k as f64 + 0.5) / MEASURED as f64);
     let error = |z: f64| (activation.value(z) - evaluate(coefficients, (z - z0) / h)).abs();
     let largest = (0..MEASURED).map(|k| error(at(k))).fold(error(lo).max(error(hi)), f64::max);

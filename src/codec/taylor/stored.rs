@@ -71,27 +71,23 @@ impl<'a> Expansion<'a> {
         let mut units: Vec<usize> = Vec::with_capacity(format.units);
         for bytes in stored[2].chunks_exact(4) {
             let unit = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            match usize::try_from(unit)
-                .ok()
-                .filter(|unit| *unit < columns && units.last().is_none_or(|last| last < unit))
-            {
-                Some(unit) => units.push(unit),
-                None => {
-                    let problem = format!("unit {unit} at {} does not ascend below {columns}", units.len());
-                    return Err(malformed("units", problem));
-                }
-            }
+            let ascends = |unit: &usize| *unit < columns && units.last().is_none_or(|last| last < unit);
+            let Some(unit) = usize::try_from(unit).ok().filter(ascends) else {
+                let problem = format!("unit {unit} at {} does not ascend below {columns}", units.len());
+                return Err(malformed("units", problem));
+            };
+            units.push(unit);
         }
         let mut numbers = vec![0.0; 4 * format.units];
         decode_to_f32(Dtype::F32, stored[1], &mut numbers);
         let mut parts = numbers.chunks_exact(format.units).map(<[f32]>::to_vec);
         let mut part = || parts.next().unwrap_or_default();
         let points = Points { z0: part(), h: part(), lo: part(), hi: part() };
-        for at in 0..format.units {
+        for (at, unit) in units.iter().enumerate() {
             let (z0, h, lo, hi) = (points.z0[at], points.h[at], points.lo[at], points.hi[at]);
             let finite = [z0, h, lo, hi].iter().all(|value| value.is_finite());
             if !(finite && h >= f32::MIN_POSITIVE && lo <= z0 && z0 <= hi) {
-                return Err(malformed("points", format!("unit {} has z0 {z0}, h {h}, range {lo} to {hi}", units[at])));
+                return Err(malformed("points", format!("unit {unit} has z0 {z0}, h {h}, range {lo} to {hi}")));
             }
         }
         let plain = stored.get(3).copied().unwrap_or_default();
@@ -111,7 +107,7 @@ impl<'a> Expansion<'a> {
         (0..self.columns).filter(|unit| expanded.next_if_eq(unit).is_none()).collect()
     }
 
-    /// Θ_n of some rows, `[rows, units]`.
+    /// `Θ_n` of some rows, `[rows, units]`.
     pub fn read_terms(&self, power: usize, first_row: usize, out: &mut [f32]) {
         let width = bits_of(self.format.terms) / 8;
         let start = (power * self.rows + first_row) * self.units.len() * width;
@@ -180,7 +176,9 @@ impl<'a> Expansion<'a> {
                     _ => (false, plain),
                 };
                 let norm = norm(&polynomial);
-                polynomial.iter_mut().for_each(|coefficient| *coefficient /= norm);
+                for coefficient in &mut polynomial {
+                    *coefficient /= norm;
+                }
                 (is_negated, polynomial)
             })
             .collect()
