@@ -145,7 +145,9 @@ fn harden(source: &Path, folder: &Path, family: &Family, layers: usize, basis: B
             scatter(name, up, &disguise.rows(own, &disguise.up));
         }
         if let Some(mut bias) = bias {
-            units.iter().for_each(|unit| bias[*unit] = 0.0);
+            for unit in &units {
+                bias[*unit] = 0.0;
+            }
             put(bias_name, dtype, vec![bias.len()], &bias);
         }
         let part = |part: &str| name(family.down, part);

@@ -1,8 +1,8 @@
-//! MLPs of which some hidden units are stored as terms of polynomials: y = W h + `Σ_n` `Θ_n` (s^n ∘ u).
+//! MLPs of which some hidden units are stored as terms of polynomials: `y = W h + Σ_n Θ_n (s^n ∘ u)`.
 
 use rayon::prelude::*;
 
-use super::{ForwardError, InputFormat, Matrix, WeightSource, add_terms};
+use super::{ForwardError, InputFormat, Matrix, WeightSource, multiply_transposed};
 use crate::{
     codec::taylor::{Expansion, Points},
     layout::LogicalCheckpoint,
@@ -48,10 +48,18 @@ impl Expanded {
         [s, u]
     }
 
-    /// Adds `Σ_n` `Θ_n` (s^n ∘ u) to outputs `[tokens, outputs]`.
+    /// Adds `Σ_n Θ_n (s^n ∘ u)` to outputs `[tokens, outputs]`. Powers grow by a product with s, which Horner's rule would
+    /// multiply the sum with: s is of a unit and the sum of an output, so that only the former is a product of matrices.
     pub fn add_to(&self, y: &mut Matrix, s: &Matrix, u: &Matrix) {
-        let terms: Vec<_> = self.terms.iter().map(Matrix::view).collect();
-        add_terms(&terms, 0, s, u, y);
+        let mut power = u.clone();
+        for (n, terms) in self.terms.iter().enumerate() {
+            if n > 0 {
+                power.values.par_chunks_mut(1 << 14).zip(s.values.par_chunks(1 << 14)).for_each(|(power, s)| {
+                    power.iter_mut().zip(s).for_each(|(power, s)| *power *= s);
+                });
+            }
+            y.add(&multiply_transposed(&power, terms));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A down-projection of which some columns are stored as the terms of a polynomial of what they multiply (`TaylorMLP`, arXiv
 //! 2410.05331): `y = W_plain h_plain + Σ_n Θ_n (s^n ∘ u)`, with s = (clamp(z, lo, hi) − z0) / h the gate's pre-activation
-//! moved and scaled, and `Θ_n = W diag(p_n)` for the polynomial Σ `p_n` s^n that stands for the activation of each unit.
+//! moved and scaled, and `Θ_n = W diag(p_n)` for the polynomial `Σ p_n s^n` that stands for the activation of each unit.
 
 mod polynomial;
 mod series;

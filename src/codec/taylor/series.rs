@@ -1,7 +1,7 @@
 //! Power series of activations in F64, by recurrences of their differential equations.
 //!
-//! With `c_n` = f⁽ⁿ⁾(z) / n!: σ' = σ (1 − σ) gives (n + 1) c_{n+1} = `c_n` − Σ `c_k` c_{n−k}, a product adds coefficients up, and
-//! the Gaussian's ϕ' = −x ϕ gives (n + 1) c_{n+1} = −(z `c_n` + c_{n−1}). σ is expanded where it is below a half and mirrored, so
+//! With `c_n = f⁽ⁿ⁾(z) / n!`: σ' = σ (1 − σ) gives `(n + 1) c_{n+1} = c_n − Σ c_k c_{n−k}`, a product adds coefficients up, and
+//! the Gaussian's ϕ' = −x ϕ gives `(n + 1) c_{n+1} = −(z c_n + c_{n−1})`. σ is expanded where it is below a half and mirrored, so
 //! that nothing cancels where it is near one.
 
 use serde::{Deserialize, Serialize};

@@ -71,14 +71,12 @@ impl<'a> Expansion<'a> {
         let mut units: Vec<usize> = Vec::with_capacity(format.units);
         for bytes in stored[2].chunks_exact(4) {
             let unit = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            if let Some(unit) =
-                usize::try_from(unit).ok().filter(|unit| *unit < columns && units.last().is_none_or(|last| last < unit))
-            {
-                units.push(unit);
-            } else {
+            let ascends = |unit: &usize| *unit < columns && units.last().is_none_or(|last| last < unit);
+            let Some(unit) = usize::try_from(unit).ok().filter(ascends) else {
                 let problem = format!("unit {unit} at {} does not ascend below {columns}", units.len());
                 return Err(malformed("units", problem));
-            }
+            };
+            units.push(unit);
         }
         let mut numbers = vec![0.0; 4 * format.units];
         decode_to_f32(Dtype::F32, stored[1], &mut numbers);
