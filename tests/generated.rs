@@ -1,5 +1,4 @@
 //! What is printed from the code itself: schemas, completions, man pages.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
