@@ -85,6 +85,27 @@ const LLAMA: Family =
     Family { gate: "mlp.gate_proj", up: Some("mlp.up_proj"), down: "mlp.down_proj", activation: Smooth::Silu };
 const PHI: Family = Family { gate: "mlp.fc1", up: None, down: "mlp.fc2", activation: Smooth::GeluTanh };
 
+/// Rows times factors.
+fn scaled(rows: &Matrix, factors: &[f32]) -> Matrix {
+    let mut scaled = rows.clone();
+    for (row, factor) in scaled.values.chunks_exact_mut(rows.columns).zip(factors) {
+        for value in row {
+            *value *= factor;
+        }
+    }
+    scaled
+}
+
+/// The polynomials that stored gates, ups and points ask for: s = ratio · s', from (z − z0) / h and (a z − a z0) / h'.
+fn coefficients_of(disguise: &Disguise, before: &[Vec<f64>], points: &Points, stored: &Points) -> Vec<Vec<f64>> {
+    let of_unit = |unit: usize| {
+        let ratio = f64::from(stored.h[unit]) / (f64::from(disguise.gate[unit]) * f64::from(points.h[unit]));
+        let powers = before[unit].iter().enumerate();
+        powers.map(|(n, p)| p * ratio.powi(n as i32) / f64::from(disguise.up[unit])).collect()
+    };
+    (0..before.len()).map(of_unit).collect()
+}
+
 /// Hardens every other unit of the first layers of a checkpoint, as the page of the audit says.
 fn harden(source: &Path, folder: &Path, family: &Family, layers: usize, basis: Basis) {
     let checkpoint = Checkpoint::open(source).unwrap();
@@ -119,12 +140,11 @@ fn harden(source: &Path, folder: &Path, family: &Family, layers: usize, basis: B
         let disguise = Disguise::draw(&key, &own_gate, own_up.as_ref(), dtype);
         let own_bias: Option<Vec<f32>> = bias.as_ref().map(|bias| units.iter().map(|unit| bias[*unit]).collect());
         let moved = disguise.points(&points, own_bias.as_deref());
-        let changed = disguise.coefficients(&polynomials, &points, &moved);
-        let placed = disguise.columns(&hidden);
+        let changed = coefficients_of(&disguise, &polynomials, &points, &moved);
         let mut terms = Vec::new();
         for n in 1..=8 {
-            for row in 0..placed.rows {
-                let term = placed.row(row).iter().zip(&changed).map(|(w, p)| (f64::from(*w) * p[n]) as f32);
+            for row in 0..hidden.rows {
+                let term = hidden.row(row).iter().zip(&changed).map(|(w, p)| (f64::from(*w) * p[n]) as f32);
                 terms.extend(term);
             }
         }
@@ -140,9 +160,9 @@ fn harden(source: &Path, folder: &Path, family: &Family, layers: usize, basis: B
             }
             put(name.to_owned(), dtype, vec![all.rows, all.columns], &all.values);
         };
-        scatter(&gate_name, &gate, &disguise.rows(&own_gate, &disguise.gate));
+        scatter(&gate_name, &gate, &scaled(&own_gate, &disguise.gate));
         if let (Some(name), Some(up), Some(own)) = (&up_name, &up, &own_up) {
-            scatter(name, up, &disguise.rows(own, &disguise.up));
+            scatter(name, up, &scaled(own, &disguise.up));
         }
         if let Some(mut bias) = bias {
             for unit in &units {
@@ -243,8 +263,9 @@ fn hardened_columns_are_recovered_up_to_the_scale_of_their_units() {
             assert!(attack["error"]["largest"].as_f64().unwrap() < 1e-5, "{attack}");
             assert_eq!(attack["gates"], layer["protected"]);
             assert!(withheld["merged_error"].as_f64().unwrap() < 1e-5, "{withheld}");
-            // Places and factors are not the source's but by chance.
-            assert!(withheld["as_they_are"].as_u64().unwrap() <= 3, "{withheld}");
+            // One factor of the fourteen is 1.
+            let same = withheld["as_they_are"].as_f64().unwrap() / layer["protected"].as_f64().unwrap();
+            assert!(same < 0.15, "{withheld}");
             // The lengths of unprotected units tell magnitudes; nothing tells signs.
             assert_eq!(withheld["guessed_magnitudes"], layer["protected"]);
             let negative = withheld["negative"].as_f64().unwrap() / layer["protected"].as_f64().unwrap();

@@ -211,3 +211,49 @@ fn what_cannot_be_is_refused_by_name() {
     let gate = "[[pass]]\nuse = \"rtn\"\nbits = 4\ngroup_size = 64\nselect = [\"mlp.gate\"]";
     refused(gate, "bantam", 2, &["perturb", "gate_proj"]);
 }
+
+/// Hardened, the same function comes out of other numbers; decoded, it is the original's but for the scale of units.
+#[test]
+fn the_hardened_form_computes_the_same() {
+    let bench = Bench::new();
+    let settings = "basis = \"chebyshev\"\nunits = 0.3\nmargin = 0.3";
+    let plain = bench.artifact("plain", settings, "bantam");
+    let hardened = bench.artifact("hardened", &format!("{settings}\nhardened = true"), "remote-code");
+    let (of_plain, of_hardened) = (bench.divergence(&plain), bench.divergence(&hardened));
+    assert!((of_plain - of_hardened).abs() < 1e-3 * of_plain + 1e-8, "{of_plain:e} {of_hardened:e}");
+    expect_exit(bantam().arg("verify").arg(&hardened), 0);
+    expect_exit(bantam().arg("verify").arg(&hardened).arg("--source").arg(model()), 0);
+    let config: Value = serde_json::from_slice(&std::fs::read(hardened.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["bantam"]["taylor_mlp"]["hardened"], true);
+    let (stored, source) = (open(&hardened), open(&model()));
+    let values = |model: &LogicalCheckpoint, name: &str| {
+        let rows = model.rows(name, false).unwrap();
+        let mut values = vec![0.0; rows.rows() * rows.columns()];
+        rows.read_rows(0, &mut values).unwrap();
+        values
+    };
+    // Gates come back to the bit, ups are times powers of two, and columns are over these.
+    let name = |what: &str| format!("model.layers.1.mlp.{what}_proj.weight");
+    assert_eq!(values(&stored, &name("gate")), values(&source, &name("gate")));
+    let (up, original_up) = (values(&stored, &name("up")), values(&source, &name("up")));
+    let (down, original_down) = (values(&stored, &name("down")), values(&source, &name("down")));
+    let units = 768;
+    let mut scaled = 0;
+    for unit in 0..units {
+        let factor = up[unit * 256] / original_up[unit * 256];
+        assert_eq!(factor.abs().log2().fract(), 0.0, "unit {unit}");
+        scaled += usize::from(factor != 1.0);
+        for row in 0..256 {
+            let (got, expected) = (down[row * units + unit] * factor, original_down[row * units + unit]);
+            assert!((got - expected).abs() <= 1e-5 * expected.abs(), "unit {unit}: {got}, not {expected}");
+        }
+    }
+    assert!(scaled > units / 5, "{scaled} units are scaled");
+    // Decoded it is a model of the same predictions.
+    let dense = bench.path("dense");
+    expect_exit(bantam().args(["decode", "--dtype", "f32"]).arg(&hardened).arg("--out").arg(&dense), 0);
+    assert!(bench.divergence(&dense) < 1e-8);
+    // The audit reads all of it.
+    let audit = json(&expect_exit(bantam().args(["audit", "--json"]).arg(&hardened).arg("--source").arg(model()), 0));
+    assert_eq!(audit["recovered_share"], 1.0, "{audit}");
+}

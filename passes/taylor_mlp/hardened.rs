@@ -1,9 +1,9 @@
 //! The hardened form: what can be withheld of an expanded MLP without changing its function.
 //!
 //! Of a protected unit an artifact must tell a polynomial in g·x, multiplied with u·x, that adds to the output along a column.
-//! The function fixes all of these but for: the order of units; how g is scaled, if the polynomial follows; how u is scaled,
+//! The function fixes all of these but for: how g is scaled, if the polynomial follows; how u is scaled,
 //! if the column follows; and how the terms of power zero are shared out, as these are one linear map (or one vector). So
-//! units are permuted, g and u get factors ±2^k, which F16 and BF16 hold exactly, and the terms of power zero are summed up.
+//! g and u get factors ±2^k, which F16 and BF16 hold exactly, and the terms of power zero are summed up.
 //! `docs/passes/taylor_mlp_audit.md` says what that is worth against `bantam audit`.
 
 use crate::{
@@ -15,14 +15,12 @@ use crate::{
 /// Largest k of the factors ±2^k.
 pub const LARGEST_EXPONENT: i32 = 3;
 
-/// How the protected units of a layer are hidden. A place is an index into the ascending list of protected units.
+/// How the protected units of a layer are hidden.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Disguise {
-    /// The unit, by its place before, that stands at each place.
-    pub source: Vec<usize>,
-    /// The factor ±2^k of each place's gate row.
+    /// The factor ±2^k of each unit's gate row.
     pub gate: Vec<f32>,
-    /// The factor ±2^k of each place's up row; ones without an up projection.
+    /// The factor ±2^k of each unit's up row; ones without an up projection.
     pub up: Vec<f32>,
 }
 
@@ -48,11 +46,6 @@ impl Disguise {
             // The high part of a product with a uniform number: uneven by less than 2^-40 for any number of units.
             ((u128::from(u64::from_le_bytes(bytes)) * limit as u128) >> 64) as usize
         };
-        let units = gate.rows;
-        let mut source: Vec<usize> = (0..units).collect();
-        for place in (1..units).rev() {
-            source.swap(place, below(place + 1));
-        }
         let mut factor = |row: &[f32]| {
             let mut exponent = below(2 * LARGEST_EXPONENT as usize + 1) as i32 - LARGEST_EXPONENT;
             let sign = if below(2) == 0 { 1.0 } else { -1.0 };
@@ -63,34 +56,10 @@ impl Disguise {
             }
             sign * 2_f32.powi(exponent)
         };
-        let gate = source.iter().map(|unit| factor(gate.row(*unit))).collect();
-        let up = source.iter().map(|unit| up.map_or(1.0, |up| factor(up.row(*unit)))).collect();
-        Self { source, gate, up }
-    }
-
-    /// Rows of the protected units, `[units, inputs]`, as they are stored: in the places' order, times `factors`.
-    #[must_use]
-    pub fn rows(&self, rows: &Matrix, factors: &[f32]) -> Matrix {
-        let mut stored = Matrix::zeros(rows.rows, rows.columns);
-        for ((place, unit), factor) in self.source.iter().enumerate().zip(factors) {
-            for (stored, value) in stored.row_mut(place).iter_mut().zip(rows.row(*unit)) {
-                *stored = value * factor;
-            }
-        }
-        stored
-    }
-
-    /// Columns of the protected units, `[outputs, units]`, in the places' order; their factors are in
-    /// [`Disguise::coefficients`].
-    #[must_use]
-    pub fn columns(&self, columns: &Matrix) -> Matrix {
-        let mut stored = Matrix::zeros(columns.rows, columns.columns);
-        for row in 0..columns.rows {
-            for (stored, unit) in stored.row_mut(row).iter_mut().zip(&self.source) {
-                *stored = columns.row(row)[*unit];
-            }
-        }
-        stored
+        let units = gate.rows;
+        let gate = (0..units).map(|unit| factor(gate.row(unit))).collect();
+        let up = (0..units).map(|unit| up.map_or(1.0, |up| factor(up.row(unit)))).collect();
+        Self { gate, up }
     }
 
     /// Points and ranges as they are stored. The gate's bias of the protected units, where it has one, goes into them: what is
@@ -98,37 +67,18 @@ impl Disguise {
     #[must_use]
     pub fn points(&self, points: &Points, gate_bias: Option<&[f32]>) -> Points {
         let mut stored = Points::default();
-        for (unit, factor) in self.source.iter().zip(&self.gate) {
-            let moved = |value: f32| (value - gate_bias.map_or(0.0, |bias| bias[*unit])) * factor;
-            let (one, other) = (moved(points.lo[*unit]), moved(points.hi[*unit]));
+        for (unit, factor) in self.gate.iter().enumerate() {
+            let moved = |value: f32| (value - gate_bias.map_or(0.0, |bias| bias[unit])) * factor;
+            let (one, other) = (moved(points.lo[unit]), moved(points.hi[unit]));
             let (lo, hi) = (one.min(other), one.max(other));
             // A range of one point has no width to take as the scale.
             let half = (hi - lo) / 2.0;
-            stored.h.push(if half >= f32::MIN_POSITIVE { half } else { points.h[*unit] * factor.abs() });
-            stored.z0.push(moved(points.z0[*unit]));
+            stored.h.push(if half >= f32::MIN_POSITIVE { half } else { points.h[unit] * factor.abs() });
+            stored.z0.push(moved(points.z0[unit]));
             stored.lo.push(lo);
             stored.hi.push(hi);
         }
         stored
-    }
-
-    /// The polynomials of the places, power by power, that stored gates and ups and stored points ask for; `before` are those
-    /// of the units, and `points` and `stored` where they stand before and after.
-    #[must_use]
-    pub fn coefficients(&self, before: &[Vec<f64>], points: &Points, stored: &Points) -> Vec<Vec<f64>> {
-        let of_place = |place: usize| {
-            let unit = self.source[place];
-            // s = ratio · s': from (z − z0) / h and (a z − a z0) / h'.
-            let ratio = f64::from(stored.h[place]) / (f64::from(self.gate[place]) * f64::from(points.h[unit]));
-            let mut power = 1.0 / f64::from(self.up[place]);
-            let next = |coefficient: &f64| {
-                let scaled = coefficient * power;
-                power *= ratio;
-                scaled
-            };
-            before[unit].iter().map(next).collect()
-        };
-        (0..self.source.len()).map(of_place).collect()
     }
 }
 
@@ -204,6 +154,27 @@ mod tests {
             .collect()
     }
 
+    /// Rows times factors.
+    fn scaled(rows: &Matrix, factors: &[f32]) -> Matrix {
+        let mut scaled = rows.clone();
+        for (row, factor) in scaled.values.chunks_exact_mut(rows.columns).zip(factors) {
+            for value in row {
+                *value *= factor;
+            }
+        }
+        scaled
+    }
+
+    /// The polynomials that stored gates, ups and points ask for: s = ratio · s', from (z − z0) / h and (a z − a z0) / h'.
+    fn moved(disguise: &Disguise, before: &[Vec<f64>], points: &Points, stored: &Points) -> Vec<Vec<f64>> {
+        let of_unit = |unit: usize| {
+            let ratio = f64::from(stored.h[unit]) / (f64::from(disguise.gate[unit]) * f64::from(points.h[unit]));
+            let powers = before[unit].iter().enumerate();
+            powers.map(|(n, p)| p * ratio.powi(n as i32) / f64::from(disguise.up[unit])).collect()
+        };
+        (0..before.len()).map(of_unit).collect()
+    }
+
     #[test]
     fn the_function_stays_and_the_same_secret_draws_the_same() {
         let (inputs, units, outputs) = (24, 40, 16);
@@ -230,17 +201,12 @@ mod tests {
             assert_ne!(key, secret(7, "down", &gate.values));
             let disguise = Disguise::draw(&key, &gate, up.as_ref(), Dtype::BF16);
             assert_eq!(disguise, Disguise::draw(&key, &gate, up.as_ref(), Dtype::BF16));
-            let mut sorted = disguise.source.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, (0..units).collect::<Vec<_>>());
-            assert_ne!(disguise.source, sorted);
             assert!(disguise.gate.iter().any(|factor| *factor < 0.0) && disguise.gate.iter().any(|f| f.abs() > 3.0));
 
             let stored_points = disguise.points(&points, bias.as_deref());
-            let stored = disguise.coefficients(&polynomials, &points, &stored_points);
-            let stored_gate = disguise.rows(&gate, &disguise.gate);
-            let stored_up = up.as_ref().map(|up| disguise.rows(up, &disguise.up));
-            let stored_down = disguise.columns(&down);
+            let stored = moved(&disguise, &polynomials, &points, &stored_points);
+            let stored_gate = scaled(&gate, &disguise.gate);
+            let stored_up = up.as_ref().map(|up| scaled(up, &disguise.up));
             let zeroth: Vec<f64> = polynomials.iter().map(|polynomial| polynomial[0]).collect();
             let merged = merged(&down, &zeroth, up.as_ref());
             for seed in 10..20 {
@@ -255,7 +221,7 @@ mod tests {
                 let expected =
                     output(&down, &polynomials, 0, &points, [&z(&gate, bias.as_ref()), &factors(up.as_ref())]);
                 let inputs = [&z(&stored_gate, None)[..], &factors(stored_up.as_ref())];
-                let found = output(&stored_down, &stored, 1, &stored_points, inputs);
+                let found = output(&down, &stored, 1, &stored_points, inputs);
                 for (row, (expected, found)) in expected.iter().zip(&found).enumerate() {
                     let linear = if gated { dot(merged.row(row), &x) } else { f64::from(merged.values[row]) };
                     assert!((found + linear - expected).abs() < 2e-6, "{expected} {}", found + linear);

@@ -2,8 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Middle, Settings};
+use super::{
+    Middle, Settings,
+    hardened::{Disguise, secret},
+};
 use crate::{
+    checkpoint::Dtype,
     codec::taylor::{Basis, Points, Taylor, coefficients, radius, uniform_error},
     forward::Matrix,
 };
@@ -74,8 +78,10 @@ pub struct Selection {
     pub units: Vec<usize>,
     /// Where their polynomials stand, as stored: of a negated gate.
     pub points: Points,
-    /// Whether the gate's row is stored negated.
-    pub negated: Vec<bool>,
+    /// What the gate's row is stored times: 1, −1 or, hardened, ±2^k.
+    pub gate: Vec<f32>,
+    /// What the up-projection's row is stored times, and the column is divided by: ±2^k; empty where not hardened.
+    pub up: Vec<f32>,
     /// Bounds of |φ − polynomial| within the range.
     pub errors: Vec<f64>,
     /// The same in numbers for the manifest, but for the output's.
@@ -131,12 +137,15 @@ impl Selection {
             mean_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
             output_error: 0.0,
         };
-        let negated: Vec<bool> =
-            inside.iter().map(|unit| settings.perturb && is_negated(seed, name, unit.unit)).collect();
+        let negated: Vec<bool> = inside
+            .iter()
+            .map(|unit| settings.perturb && !settings.hardened && is_negated(seed, name, unit.unit))
+            .collect();
         let mut selection = Self {
             units: inside.iter().map(|unit| unit.unit).collect(),
             points: Points::default(),
-            negated: vec![false; inside.len()],
+            gate: vec![1.0; inside.len()],
+            up: Vec::new(),
             errors,
             figures,
         };
@@ -157,7 +166,31 @@ impl Selection {
         let Points { z0, lo, hi, .. } = &mut self.points;
         z0[at] = -z0[at];
         (lo[at], hi[at]) = (-hi[at], -lo[at]);
-        self.negated[at] = !self.negated[at];
+        self.gate[at] = -self.gate[at];
+    }
+
+    /// Hides what can be hidden, drawn from the weights: `down` `[rows, columns]`, all rows of gate and up as stored in `dtype`.
+    /// Units whose weights are all zero stay as they are: nothing could tell later how their gate is stored.
+    pub fn harden(
+        &mut self,
+        (seed, name): (u64, &str),
+        down: &Matrix,
+        gate: &Matrix,
+        up: Option<&Matrix>,
+        dtype: Dtype,
+    ) {
+        let own = |all: &Matrix| {
+            let values = self.units.iter().flat_map(|unit| all.row(*unit)).copied().collect();
+            Matrix { rows: self.units.len(), columns: all.columns, values }
+        };
+        let mut disguise = Disguise::draw(&secret(seed, name, &down.values), &own(gate), up.map(own).as_ref(), dtype);
+        for (at, unit) in self.units.iter().enumerate() {
+            if (0..down.rows).all(|row| down.row(row)[*unit] == 0.0) {
+                (disguise.gate[at], disguise.up[at]) = (1.0, 1.0);
+            }
+        }
+        self.points = disguise.points(&self.points, None);
+        (self.gate, self.up) = (disguise.gate, disguise.up);
     }
 
     /// Takes the weights into account, `[rows, columns]`: what an output can be off by; and units whose weights are all zero,
@@ -165,7 +198,7 @@ impl Selection {
     pub fn see(&mut self, weights: &Matrix, ranges: &Ranges) {
         for at in 0..self.units.len() {
             let unit = self.units[at];
-            if self.negated[at] && (0..weights.rows).all(|row| weights.row(row)[unit] == 0.0) {
+            if self.gate[at] < 0.0 && (0..weights.rows).all(|row| weights.row(row)[unit] == 0.0) {
                 self.negate(at);
             }
         }

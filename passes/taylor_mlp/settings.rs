@@ -23,7 +23,8 @@ pub const INFO: PassInfo = PassInfo {
 };
 
 /// All keys, sorted.
-pub const KEYS: &[&str] = &["basis", "deviations", "margin", "order", "perturb", "point", "terms_dtype", "units"];
+pub const KEYS: &[&str] =
+    &["basis", "deviations", "hardened", "margin", "order", "perturb", "point", "terms_dtype", "units"];
 
 /// Where a power series stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Settings {
     pub basis: Basis,
     /// The standard deviations around the mean that a range ends at, if not at the least and the largest.
     pub deviations: Option<f64>,
+    /// Whether what can be withheld is.
+    pub hardened: bool,
     /// What a range is widened by on each side, as a share of its width.
     pub margin: f64,
     /// The highest power.
@@ -62,6 +65,7 @@ impl Serialize for Settings {
         if let Some(deviations) = self.deviations {
             map.serialize_entry("deviations", &deviations)?;
         }
+        map.serialize_entry("hardened", &self.hardened)?;
         map.serialize_entry("margin", &self.margin)?;
         map.serialize_entry("order", &self.order)?;
         map.serialize_entry("perturb", &self.perturb)?;
@@ -82,6 +86,7 @@ impl Settings {
         let mut settings = Self {
             basis: Basis::Taylor,
             deviations: None,
+            hardened: false,
             margin: 0.1,
             order: 8,
             perturb: true,
@@ -98,6 +103,7 @@ impl Settings {
                     settings.basis = basis.ok_or_else(|| setting.wrong("\"taylor\" or \"chebyshev\""))?;
                 }
                 "deviations" => settings.deviations = Some(setting.positive(100.0)?),
+                "hardened" => settings.hardened = setting.switch()?,
                 "margin" => {
                     settings.margin =
                         setting.number("a number from 0.0 to 10.0", |margin| (0.0..=10.0).contains(&margin))?;
@@ -151,7 +157,8 @@ impl Settings {
                 Dtype::F16 | Dtype::BF16 => dense,
                 _ => Dtype::F32,
             },
-            perturbed: self.perturb,
+            perturbed: self.perturb || self.hardened,
+            hardened: self.hardened,
         }
     }
 }

@@ -92,12 +92,12 @@ fn signs_follow_from_seed_and_name() {
     let ranges = Ranges { lowest: vec![-0.5; 64], highest: vec![0.25; 64], ..ranges };
     let negated = |seed, name| {
         let format = format(&settings, 64);
-        Selection::new(&settings, &format, &ranges, (seed, name)).unwrap().negated
+        Selection::new(&settings, &format, &ranges, (seed, name)).unwrap().gate
     };
     let first = negated(0, "a");
     assert_eq!(first, negated(0, "a"));
     assert!(first != negated(1, "a") && first != negated(0, "b"));
-    let count = first.iter().filter(|negated| **negated).count();
+    let count = first.iter().filter(|factor| **factor < 0.0).count();
     assert!((16..=48).contains(&count), "{count} of 64");
 }
 
@@ -115,7 +115,7 @@ fn what_is_encoded_comes_back_and_computes_the_same() {
         let format = Taylor { plain: Dtype::F32, ..format(&settings, columns) };
         let mut selection = Selection::new(&settings, &format, &ranges, (5, "w")).unwrap();
         selection.see(&weights, &ranges);
-        let stored = encode(&format, &selection, &weights).unwrap();
+        let stored = encode(&format, &selection, &weights, None).unwrap();
         let lengths: Vec<usize> = format.tensors(rows, columns).iter().map(crate::codec::StoredTensor::bytes).collect();
         assert_eq!(stored.iter().map(Vec::len).collect::<Vec<_>>(), lengths, "{text}");
         let parts: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
@@ -123,9 +123,9 @@ fn what_is_encoded_comes_back_and_computes_the_same() {
         for (got, expected) in expansion.dense().into_iter().zip(&weights.values) {
             assert!((got - expected).abs() <= 1e-6 * expected.abs(), "{text}: {got}, not {expected}");
         }
-        let signs = expansion.signs();
+        let factors = expansion.gate_factors();
         for (at, unit) in selection.units.iter().enumerate() {
-            assert_eq!(signs[*unit] < 0.0, selection.negated[at], "{text}: unit {unit}");
+            assert_eq!(factors[*unit], selection.gate[at], "{text}: unit {unit}");
         }
         // A token within the range: Σ Θ_n s^n u against W (φ(z) u), in F64.
         let z = |unit: usize| -1.5 + 2.0 * (unit as f64 + 0.5) / columns as f64;
@@ -143,7 +143,7 @@ fn what_is_encoded_comes_back_and_computes_the_same() {
             for power in 0..=format.order {
                 expansion.read_terms(power, row, &mut terms);
                 for (at, unit) in expansion.units.iter().enumerate() {
-                    let z = z(*unit) * f64::from(signs[*unit]);
+                    let z = z(*unit) * f64::from(factors[*unit]);
                     let s = (z - f64::from(expansion.points.z0[at])) / f64::from(expansion.points.h[at]);
                     got += f64::from(terms[at]) * s.powi(power as i32) * u(*unit);
                 }
@@ -162,5 +162,5 @@ fn terms_that_overflow_are_named() {
     let format = format(&settings, 2);
     let ranges = Ranges { lowest: vec![2.0, -9.0], highest: vec![3.0, 9.0], ..ranges(&[1.0, 2.0]) };
     let selection = Selection::new(&settings, &format, &ranges, (0, "w")).unwrap();
-    assert!(encode(&format, &selection, &weights).unwrap_err().to_string().contains("too large"));
+    assert!(encode(&format, &selection, &weights, None).unwrap_err().to_string().contains("too large"));
 }

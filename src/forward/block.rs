@@ -176,7 +176,9 @@ impl<'a> Block<'a> {
             }
             Kind::MlpOutput | Kind::Experts => {
                 if let (Some(expanded), [_, s, u]) = (&self.expanded, &state.carried[..]) {
-                    expanded.add_to(&mut y, s, u);
+                    // Nothing was added to the residual stream since the MLP read it.
+                    let mlp = self.spec.stages.iter().position(|stage| stage.kind == Kind::Mlp).unwrap_or(stage);
+                    expanded.add_to(&mut y, s, u, || self.input(mlp, state), self.spec.gated);
                 }
                 let y = if self.spec.stages[stage].kind == Kind::Experts {
                     std::mem::take(&mut state.carried[2])

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{ForwardError, InputFormat, Matrix, WeightSource, multiply_transposed};
+use super::{ForwardError, InputFormat, Matrix, WeightSource, add_terms, matrix::add_multiply_transposed};
 use crate::{
     codec::taylor::{Expansion, Points},
     layout::LogicalCheckpoint,
@@ -16,6 +16,11 @@ pub struct Expanded {
     points: Points,
     /// `[outputs, units]` by power.
     terms: Vec<Matrix>,
+    /// The power of the first of these.
+    lowest_power: usize,
+    /// The terms of power zero of all units together: `[outputs, inputs]`, or `[1, outputs]` where nothing multiplies the
+    /// activation.
+    merged: Option<Matrix>,
 }
 
 impl Expanded {
@@ -23,12 +28,22 @@ impl Expanded {
     #[must_use]
     pub fn new(expansion: &Expansion<'_>) -> Self {
         let (rows, units) = (expansion.rows, expansion.units.len());
-        let terms = (0..=expansion.format.order).map(|power| {
+        let terms = expansion.format.powers().map(|power| {
             let mut terms = Matrix::zeros(rows, units);
             expansion.read_terms(power, 0, &mut terms.values);
             terms
         });
-        Self { units: expansion.units.clone(), points: expansion.points.clone(), terms: terms.collect() }
+        let merged = expansion.merged().map(|values| {
+            let rows = if expansion.format.gated { rows } else { 1 };
+            Matrix { rows, columns: values.len() / rows.max(1), values }
+        });
+        Self {
+            units: expansion.units.clone(),
+            points: expansion.points.clone(),
+            terms: terms.collect(),
+            lowest_power: *expansion.format.powers().start(),
+            merged,
+        }
     }
 
     /// s and u, each `[tokens, units]`, from the outputs of gate and up side by side (or of the only up-projection).
@@ -48,17 +63,18 @@ impl Expanded {
         [s, u]
     }
 
-    /// Adds `Σ_n Θ_n (s^n ∘ u)` to outputs `[tokens, outputs]`. Powers grow by a product with s, which Horner's rule would
-    /// multiply the sum with: s is of a unit and the sum of an output, so that only the former is a product of matrices.
-    pub fn add_to(&self, y: &mut Matrix, s: &Matrix, u: &Matrix) {
-        let mut power = u.clone();
-        for (n, terms) in self.terms.iter().enumerate() {
-            if n > 0 {
-                power.values.par_chunks_mut(1 << 14).zip(s.values.par_chunks(1 << 14)).for_each(|(power, s)| {
-                    power.iter_mut().zip(s).for_each(|(power, s)| *power *= s);
-                });
+    /// Adds `Σ_n Θ_n (s^n ∘ u)` to outputs `[tokens, outputs]`, and what is merged of the MLP's inputs `x`, `[tokens, inputs]`.
+    pub fn add_to(&self, y: &mut Matrix, s: &Matrix, u: &Matrix, x: impl FnOnce() -> Matrix, gated: bool) {
+        let terms: Vec<_> = self.terms.iter().map(Matrix::view).collect();
+        add_terms(&terms, self.lowest_power, s, u, y);
+        match &self.merged {
+            Some(merged) if gated => add_multiply_transposed(&x(), merged.view(), y),
+            Some(merged) => {
+                for row in y.values.chunks_exact_mut(y.columns.max(1)) {
+                    row.iter_mut().zip(&merged.values).for_each(|(y, merged)| *y += merged);
+                }
             }
-            y.add(&multiply_transposed(&power, terms));
+            None => {}
         }
     }
 }

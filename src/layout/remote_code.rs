@@ -95,7 +95,7 @@ fn taylor_member(matrices: &[MatrixSpec], layers: usize) -> Option<Result<Value,
     Some(Ok(json!({
         "activation": format.activation,
         "basis": format.basis,
-        "hardened": false,
+        "hardened": format.hardened,
         "layers": of_layers,
         "order": format.order,
     })))

@@ -71,6 +71,23 @@ pub(super) fn choose<'a>(
             let message = "expected false: this model's gates go by names that readers do not know";
             return Err(refuse("perturb", message).into());
         }
+        if settings.hardened {
+            let up = up(block);
+            let problem = match (block.gated, up) {
+                (true, None) => Some("expected false where gate and up are one matrix"),
+                (true, Some(up)) if up.bias.is_some() => Some("expected false where the up-projection has a bias"),
+                (true, Some(up)) if up.columns != matrix.rows => {
+                    Some("expected false where the MLP's inputs and outputs differ in number")
+                }
+                _ if gate.is_none() || gate_of(&matrix.name) != gate => {
+                    Some("expected false: this model's gates go by names that readers do not know")
+                }
+                _ => None,
+            };
+            if let Some(message) = problem {
+                return Err(refuse("hardened", message).into());
+            }
+        }
         let format = settings.format(matrix.columns, activation, block.gated, matrix.dense_dtype);
         let choice = Choice {
             codec: Whole::Taylor(format).into(),
@@ -94,7 +111,12 @@ pub(crate) fn gate(block: &BlockSpec) -> Option<&crate::forward::LinearSpec> {
     block.stages.iter().find(|stage| stage.kind == Kind::Mlp)?.linears.first()
 }
 
-/// The tensors whose rows may be negated: gates and their biases.
+/// The linear whose outputs the activation is multiplied by, where it is one of its own.
+pub(crate) fn up(block: &BlockSpec) -> Option<&crate::forward::LinearSpec> {
+    block.stages.iter().find(|stage| stage.kind == Kind::Mlp)?.linears.get(1)
+}
+
+/// The tensors whose rows may be scaled: gates and their biases, and ups.
 ///
 /// # Errors
 /// [`PlanError::Setting`] for a gate that is encoded too.
@@ -115,7 +137,14 @@ pub(super) fn touched(
             let message = format!("expected false where `{}` is encoded too: codes have no signs of rows", gate.weight);
             return Err(PlanError::setting(&encode.pass, line, down, SettingError::new("perturb", message)));
         }
-        for name in [Some(gate.weight.clone()), gate.bias.clone()].into_iter().flatten() {
+        let up = up(block).filter(|_| format_of(encode).is_some_and(|(_, format)| format.hardened));
+        let up = up.map(|up| up.weight.clone());
+        if let Some(up) = up.as_ref().filter(|up| encodes.contains_key(up.as_str())) {
+            let line = inputs.recipe.passes.iter().find(|rule| rule.pass == encode.pass).map_or(0, |rule| rule.line);
+            let message = format!("expected false where `{up}` is encoded too: codes have no factors of rows");
+            return Err(PlanError::setting(&encode.pass, line, down, SettingError::new("hardened", message)));
+        }
+        for name in [Some(gate.weight.clone()), gate.bias.clone(), up].into_iter().flatten() {
             touched.entry(name).or_default().push(encode.pass.clone());
         }
     }

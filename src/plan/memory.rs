@@ -132,6 +132,10 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
             // The terms as they are stored; a few of their rows in F32.
             let terms = (format.order as u64 + 1) * format.units as u64;
             scratch += terms * (rows * bits_of(format.terms) as u64 / 8 + 4 * TELLING_ROWS as u64);
+            if format.hardened {
+                // The merged terms, as numbers and as bytes; columns and rows of down and up, once more scaled.
+                scratch += rows * rows * 8 + format.units as u64 * rows * 4 * 4;
+            }
         }
         if unit.base_bytes > 0 {
             // The base in F32.

@@ -21,7 +21,7 @@ mod solving;
 pub use build::Inputs;
 pub(crate) use disk::existing_parent;
 pub use error::PlanError;
-pub(crate) use expanded::{format_of as expanded_format, gate as expanded_gate};
+pub(crate) use expanded::{format_of as expanded_format, gate as expanded_gate, up as expanded_up};
 use memory::stripe_rows;
 pub(crate) use memory::{COPY_CHUNK_BYTES, FACTORS_BYTES_PER_WEIGHT, GRAM_BYTES_PER_PRODUCT};
 pub use memory::{MemoryPlan, Slab};

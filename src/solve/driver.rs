@@ -161,7 +161,7 @@ pub fn solve(job: &Job<'_>) -> Result<Outcome> {
     }
     worker.train()?;
     let Worker { solutions, mut transforms, .. } = worker;
-    ranges::negate(job, &selections, &mut transforms);
+    ranges::scale(job, &selections, &mut transforms);
     Ok(Outcome { solutions, transforms, selections })
 }
 

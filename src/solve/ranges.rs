@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, sync::atomic::Ordering};
 use super::{Part, Solutions, SolveFailure, driver::Job, record::Line, transforms::Transforms};
 use crate::{
     Result,
+    checkpoint::Dtype,
     codec::taylor::Taylor,
     forward::{Block, BlockSpec, Kind, Linear, LinearSpec, Matrix, apply_together},
     passes::taylor_mlp::{Ranges, Selection, Settings},
-    plan::{expanded_format, expanded_gate},
+    plan::{expanded_format, expanded_gate, expanded_up},
 };
 
 /// The file of ranges in the work folder.
@@ -74,7 +75,14 @@ pub(super) fn select(job: &Job<'_>, solutions: &mut Solutions) -> Result<Selecti
             ranges.ok_or_else(|| SolveFailure::io(&job.folder.join(FILE), std::io::ErrorKind::InvalidData.into()))?;
         match Selection::new(target.settings, target.format, ranges, (target.seed, name)) {
             Ok(mut selection) => {
-                selection.see(&target.down.read_weight(job.source)?, ranges);
+                let down = target.down.read_weight(job.source)?;
+                selection.see(&down, ranges);
+                if let (true, Some(gate)) = (target.format.hardened, expanded_gate(target.block)) {
+                    let up = expanded_up(target.block).map(|up| up.read_weight(job.source)).transpose()?;
+                    let dtype = job.checkpoint.tensor(&gate.weight).map_or(Dtype::F32, |tensor| tensor.dtype);
+                    let gate = gate.read_weight(job.source)?;
+                    selection.harden((target.seed, name), &down, &gate, up.as_ref(), dtype);
+                }
                 found.insert(name.clone(), selection);
             }
             Err(few) if few.largest_share() < least => {
@@ -91,15 +99,20 @@ pub(super) fn select(job: &Job<'_>, solutions: &mut Solutions) -> Result<Selecti
     }
 }
 
-/// Negates the rows of gates, and their biases, as the selections say.
-pub(super) fn negate(job: &Job<'_>, selections: &Selections, transforms: &mut Transforms) {
+/// Scales the rows of gates, and their biases, as the selections say, and those of ups with the columns behind them.
+pub(super) fn scale(job: &Job<'_>, selections: &Selections, transforms: &mut Transforms) {
     for target in targets(job) {
         let (Some(selection), Some(gate)) = (selections.get(&target.down.weight), expanded_gate(target.block)) else {
             continue;
         };
+        let over = |factors: &[f32]| -> Vec<f64> { factors.iter().map(|factor| 1.0 / f64::from(*factor)).collect() };
         if target.format.perturbed {
-            let signs: Vec<f64> = selection.negated.iter().map(|negated| if *negated { -1.0 } else { 1.0 }).collect();
-            transforms.divide_rows(gate, &selection.units, &signs);
+            transforms.divide_rows(gate, &selection.units, &over(&selection.gate));
+        }
+        if let (true, Some(up)) = (target.format.hardened, expanded_up(target.block)) {
+            let factors = over(&selection.up);
+            transforms.divide_rows(up, &selection.units, &factors);
+            transforms.multiply_columns(target.down, &selection.units, &factors);
         }
     }
 }

@@ -175,6 +175,16 @@ impl Transforms {
         }
     }
 
+    /// Multiplies columns of a linear by these factors.
+    pub(super) fn multiply_columns(&mut self, linear: &LinearSpec, columns: &[usize], factors: &[f64]) {
+        let matrix = self.matrix(linear);
+        matrix.clip = None;
+        matrix.columns.resize(linear.columns, 1.0);
+        for (column, factor) in columns.iter().zip(factors) {
+            matrix.columns[*column] *= factor;
+        }
+    }
+
     /// Limits the magnitude of a linear's weights, as they are behind all folds: `[rows, groups]`, groups of `group`
     /// columns, infinite for no limit.
     ///

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Finding;
 use crate::{
-    codec::RowSource,
+    codec::{RowSource, Whole},
     evaluate::{ErrorFigures, compare, map_stripes},
     layout::{LayoutError, LogicalCheckpoint},
     manifest::{Manifest, OutputTensor},
@@ -88,7 +88,12 @@ fn is_transformed(tensor: &OutputTensor) -> bool {
             // Measured against the weights before.
             && pass != crate::passes::mask::INFO.name
     };
-    tensor.passes.iter().any(transform)
+    // Columns are divided by what rows of the up-projection are multiplied with.
+    let hardened = || match tensor.matrix.as_ref().and_then(|matrix| matrix.codec.whole()) {
+        Some(Whole::Taylor(format)) => format.hardened && format.gated,
+        _ => false,
+    };
+    tensor.passes.iter().any(transform) || hardened()
 }
 
 fn figures(

@@ -43,6 +43,9 @@ pub struct Taylor {
     pub plain: Dtype,
     /// Whether rows of the gate may be stored negated, as the terms say.
     pub perturbed: bool,
+    /// Whether the terms of power zero are stored as one sum over all units, and gate and up times powers of two; then
+    /// `perturbed` too.
+    pub hardened: bool,
 }
 
 impl Hash for Taylor {
@@ -56,7 +59,11 @@ impl Taylor {
     #[must_use]
     pub fn name(&self) -> String {
         let gated = if self.gated { "-gated" } else { "" };
-        let signed = if self.perturbed { "-signed" } else { "" };
+        let signed = match (self.hardened, self.perturbed) {
+            (true, _) => "-hardened",
+            (false, true) => "-signed",
+            (false, false) => "",
+        };
         let (basis, activation, terms) = (self.basis.name(), self.activation.name(), dtype_name(self.terms));
         format!("{basis}-{}-{activation}{gated}-{}-{terms}{signed}", self.order, self.units)
     }
@@ -71,8 +78,9 @@ impl Taylor {
         let gated = parts.next_if_eq(&"gated").is_some();
         let units = parts.next()?.parse().ok()?;
         let terms = dtype_by_name(parts.next()?)?;
-        let perturbed = parts.next_if_eq(&"signed").is_some();
-        let format = Self { basis, order, units, activation, gated, terms, plain, perturbed };
+        let hardened = parts.next_if_eq(&"hardened").is_some();
+        let perturbed = hardened || parts.next_if_eq(&"signed").is_some();
+        let format = Self { basis, order, units, activation, gated, terms, plain, perturbed, hardened };
         ((1..=HIGHEST_ORDER).contains(&order) && units > 0 && format.name() == name).then_some(format)
     }
 
@@ -97,19 +105,43 @@ impl Taylor {
     }
 
     /// The tensors of a valid matrix: `terms` `[order + 1, rows, units]`, `points` F32 `[4, units]` (z0, h, lo, hi),
-    /// `units` I32 `[units]` ascending and, where any are left, the other columns `plain` `[rows, columns − units]`.
+    /// `units` I32 `[units]` ascending; hardened one power less and `merged` F32, `[rows, rows]` or `[rows]` without a gate;
+    /// and, where any are left, the other columns `plain` `[rows, columns − units]`.
     #[must_use]
     pub fn tensors(&self, rows: usize, columns: usize) -> Vec<StoredTensor> {
         let stored = |suffix, dtype, shape| StoredTensor { suffix, dtype, shape };
         let mut tensors = vec![
-            stored("_terms.weight", self.terms, vec![self.order + 1, rows, self.units]),
+            stored("_terms.weight", self.terms, vec![self.powers().count(), rows, self.units]),
             stored("_points.weight", Dtype::F32, vec![4, self.units]),
             stored("_units", Dtype::I32, vec![self.units]),
         ];
+        if self.hardened {
+            let shape = if self.gated { vec![rows, rows] } else { vec![rows] };
+            tensors.push(stored("_merged.weight", Dtype::F32, shape));
+        }
         if self.units < columns {
             tensors.push(stored("_plain.weight", self.plain, vec![rows, columns - self.units]));
         }
         tensors
+    }
+
+    /// The powers that units have terms of their own of.
+    #[must_use]
+    pub fn powers(&self) -> std::ops::RangeInclusive<usize> {
+        usize::from(self.hardened)..=self.order
+    }
+
+    /// The coefficients of all powers of s for a unit whose gate is stored times `factor` and whose point and scale, as stored,
+    /// are `z0` and `h`.
+    #[must_use]
+    pub fn coefficients(&self, z0: f32, h: f32, factor: f32) -> Vec<f64> {
+        let factor = f64::from(factor);
+        let (z0, h) = (f64::from(z0) / factor, f64::from(h) / factor.abs());
+        let mut coefficients = coefficients(self.activation, self.basis, self.order, z0, h);
+        if factor < 0.0 {
+            coefficients.iter_mut().skip(1).step_by(2).for_each(|coefficient| *coefficient = -*coefficient);
+        }
+        coefficients
     }
 
     /// The dense matrix `[rows, columns]`: see [`Expansion::dense`].

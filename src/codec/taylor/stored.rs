@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Taylor, polynomial::coefficients};
+use super::Taylor;
 use crate::{
     checkpoint::{Dtype, bits_of, decode_to_f32},
     codec::CodecError,
@@ -46,8 +46,12 @@ pub struct Expansion<'a> {
     /// Where their polynomials stand.
     pub points: Points,
     terms: &'a [u8],
+    merged: &'a [u8],
     plain: &'a [u8],
 }
+
+/// The largest k of the factors ±2^k that a hardened gate's rows are stored times.
+pub(crate) const LARGEST_EXPONENT: i32 = 3;
 
 impl<'a> Expansion<'a> {
     /// Checks stored bytes, which are hostile until then.
@@ -90,9 +94,14 @@ impl<'a> Expansion<'a> {
                 return Err(malformed("points", format!("unit {unit} has z0 {z0}, h {h}, range {lo} to {hi}")));
             }
         }
-        let plain = stored.get(3).copied().unwrap_or_default();
-        let expansion = Self { format, rows, columns, units, points, terms: stored[0], plain };
-        for (what, dtype, bytes) in [("terms", format.terms, expansion.terms), ("plain columns", format.plain, plain)] {
+        let (merged, plain) = stored[3..].split_at(usize::from(format.hardened));
+        let (merged, plain) = (merged.first().copied().unwrap_or_default(), plain.first().copied().unwrap_or_default());
+        let expansion = Self { format, rows, columns, units, points, terms: stored[0], merged, plain };
+        for (what, dtype, bytes) in [
+            ("terms", format.terms, expansion.terms),
+            ("merged terms", Dtype::F32, merged),
+            ("plain columns", format.plain, plain),
+        ] {
             if let Some(found) = crate::checkpoint::scan_non_finite(dtype, bytes) {
                 return Err(malformed(what, format!("number {} is not finite", found.first_index)));
             }
@@ -107,9 +116,18 @@ impl<'a> Expansion<'a> {
         (0..self.columns).filter(|unit| expanded.next_if_eq(unit).is_none()).collect()
     }
 
-    /// `Θ_n` of some rows, `[rows, units]`.
+    /// The sum of the terms of power zero, `[rows, rows]` times the MLP's input, or `[rows]`; none where each unit has its own.
+    #[must_use]
+    pub fn merged(&self) -> Option<Vec<f32>> {
+        let mut merged = vec![0.0; self.merged.len() / 4];
+        decode_to_f32(Dtype::F32, self.merged, &mut merged);
+        self.format.hardened.then_some(merged)
+    }
+
+    /// `Θ_n` of some rows, `[rows, units]`; of one of [`Taylor::powers`].
     pub fn read_terms(&self, power: usize, first_row: usize, out: &mut [f32]) {
         let width = bits_of(self.format.terms) / 8;
+        let power = power - self.format.powers().start();
         let start = (power * self.rows + first_row) * self.units.len() * width;
         decode_to_f32(self.format.terms, &self.terms[start..start + out.len() * width], out);
     }
@@ -132,30 +150,24 @@ impl<'a> Expansion<'a> {
         }
     }
 
-    /// The polynomial of an expanded unit as the terms have it, if its gate is stored times `sign`: z' = ±z gives φ(±z').
-    fn polynomial(&self, at: usize, negated: bool) -> Vec<f64> {
-        let Taylor { activation, basis, order, .. } = self.format;
-        let (z0, h) = (f64::from(self.points.z0[at]), f64::from(self.points.h[at]));
-        if !negated {
-            return coefficients(activation, basis, order, z0, h);
-        }
-        let mut mirrored = coefficients(activation, basis, order, -z0, h);
-        mirrored.iter_mut().skip(1).step_by(2).for_each(|coefficient| *coefficient = -*coefficient);
-        mirrored
-    }
-
-    /// The polynomials that the terms are made with, each over the sum of its squares, and whether the gate's row is stored
-    /// negated: of the two that can be, the one that the terms agree with.
-    fn fitted(&self) -> Vec<(bool, Vec<f64>)> {
-        let (order, units) = (self.format.order, self.units.len());
+    /// What the gate's row of each expanded unit is stored times, and the polynomial that the terms are made with, over the sum
+    /// of its squares: of the factors that can be, the one that the terms agree with best, and 1 where none does better.
+    fn fitted(&self) -> Vec<(f32, Vec<f64>)> {
+        let (powers, units) = (self.format.powers(), self.units.len());
+        let count = powers.clone().count();
         let step = self.rows.div_ceil(TELLING_ROWS).max(1);
         let rows: Vec<usize> = (0..self.rows).step_by(step).collect();
-        let mut sample = vec![0.0; rows.len() * (order + 1) * units];
+        let mut sample = vec![0.0; rows.len() * count * units];
         if self.format.perturbed {
             for (place, out) in sample.chunks_exact_mut(units).enumerate() {
-                self.read_terms(place % (order + 1), rows[place / (order + 1)], out);
+                self.read_terms(powers.start() + place % count, rows[place / count], out);
             }
         }
+        let largest = if self.format.hardened { LARGEST_EXPONENT } else { 0 };
+        let mut magnitudes: Vec<f32> = (-largest..=largest).map(|exponent| 2_f32.powi(exponent)).collect();
+        magnitudes.sort_by_key(|magnitude| *magnitude != 1.0);
+        let factors = magnitudes.into_iter().flat_map(|magnitude| [magnitude, -magnitude]);
+        let factors: Vec<f32> = factors.take(if self.format.perturbed { usize::MAX } else { 1 }).collect();
         (0..units)
             .into_par_iter()
             .map(|at| {
@@ -167,33 +179,35 @@ impl<'a> Expansion<'a> {
                         let weight = p.iter().enumerate().map(|(n, p)| p * term(n)).sum::<f64>() / norm;
                         p.iter().enumerate().map(|(n, p)| (term(n) - p * weight).powi(2)).sum::<f64>()
                     };
-                    sample.chunks_exact((order + 1) * units).map(of_row).sum()
+                    sample.chunks_exact(count * units).map(of_row).sum()
                 };
-                let plain = self.polynomial(at, false);
-                let negated = self.format.perturbed.then(|| self.polynomial(at, true));
-                let (is_negated, mut polynomial) = match negated {
-                    Some(negated) if residual(&negated) < residual(&plain) => (true, negated),
-                    _ => (false, plain),
-                };
+                let mut best: Option<(f64, f32, Vec<f64>)> = None;
+                for factor in &factors {
+                    let all = self.format.coefficients(self.points.z0[at], self.points.h[at], *factor);
+                    let polynomial = all[powers.clone()].to_vec();
+                    let left = if factors.len() > 1 { residual(&polynomial) } else { 0.0 };
+                    if best.as_ref().is_none_or(|(least, ..)| left < *least) {
+                        best = Some((left, *factor, polynomial));
+                    }
+                }
+                let (_, factor, mut polynomial) = best.unwrap_or_default();
                 let norm = norm(&polynomial);
                 for coefficient in &mut polynomial {
                     *coefficient /= norm;
                 }
-                (is_negated, polynomial)
+                (factor, polynomial)
             })
             .collect()
     }
 
-    /// What the gate's row of every unit is stored times: 1 or −1.
+    /// What the gate's row of every unit, as stored, is times the original.
     #[must_use]
-    pub fn signs(&self) -> Vec<f32> {
-        let mut signs = vec![1.0; self.columns];
-        for (unit, (negated, _)) in self.units.iter().zip(self.fitted()) {
-            if negated {
-                signs[*unit] = -1.0;
-            }
+    pub fn gate_factors(&self) -> Vec<f32> {
+        let mut factors = vec![1.0; self.columns];
+        for (unit, (factor, _)) in self.units.iter().zip(self.fitted()) {
+            factors[*unit] = factor;
         }
-        signs
+        factors
     }
 
     /// The dense matrix, `[rows, columns]`: of expanded columns the least-squares solution of `Θ_n = W p_n` over all n. All rows
@@ -206,10 +220,10 @@ impl<'a> Expansion<'a> {
             self.read_plain(row, out);
             let mut sums = vec![0.0_f64; self.units.len()];
             let mut terms = vec![0.0; self.units.len()];
-            for power in 0..=self.format.order {
+            for (at, power) in self.format.powers().enumerate() {
                 self.read_terms(power, row, &mut terms);
                 for ((sum, term), (_, polynomial)) in sums.iter_mut().zip(&terms).zip(&fitted) {
-                    *sum += f64::from(*term) * polynomial[power];
+                    *sum += f64::from(*term) * polynomial[at];
                 }
             }
             for (unit, sum) in self.units.iter().zip(sums) {

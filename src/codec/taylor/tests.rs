@@ -229,6 +229,7 @@ fn format() -> Taylor {
         terms: Dtype::F32,
         plain: Dtype::F32,
         perturbed: true,
+        hardened: false,
     }
 }
 
@@ -283,7 +284,7 @@ fn weights_and_signs_come_back() {
             let format = Taylor { basis, activation, ..format() };
             let (stored, weights, signs) = example(format);
             let expansion = Expansion::new(format, 3, 8, &parts(&stored)).unwrap();
-            assert_eq!(expansion.signs(), signs, "{basis:?} {activation:?}");
+            assert_eq!(expansion.gate_factors(), signs, "{basis:?} {activation:?}");
             for (got, expected) in expansion.dense().into_iter().zip(&weights) {
                 assert!(
                     (got - expected).abs() <= 1e-6 * expected.abs(),

@@ -98,25 +98,25 @@ impl LogicalCheckpoint {
         transposed: bool,
     ) -> Result<Box<dyn RowSource + '_>, LayoutError> {
         let inner = self.plain_rows(tensor, transposed)?;
-        let signs = self.expansion(down)?.map(|expansion| expansion.signs()).unwrap_or_default();
+        let factors = self.expansion(down)?.map(|expansion| expansion.gate_factors()).unwrap_or_default();
         let turned =
             self.index(down).is_some_and(|index| matches!(self.stored[index], Stored::Whole { transposed: true, .. }));
         // A gate lies as its down-projection does; rows are units unless it is asked for the other way round.
         let by_row = tensor.shape.len() == 2 && transposed == turned;
         let units = if by_row { inner.rows() } else { inner.columns() };
-        if units != signs.len() {
-            let message = format!("has {units} units where `{down}` has {}", signs.len());
+        if units != factors.len() {
+            let message = format!("has {units} units where `{down}` has {}", factors.len());
             return Err(LayoutError::Value { tensor: tensor.name.clone(), message });
         }
-        Ok(Box::new(SignedRows { inner, signs, by_row }))
+        Ok(Box::new(SignedRows { inner, factors, by_row }))
     }
 }
 
-/// Rows times signs.
+/// Rows over the factors ±2^k that they are stored times.
 struct SignedRows<'a> {
     inner: Box<dyn RowSource + 'a>,
-    signs: Vec<f32>,
-    /// Whether a sign belongs to a row, else to a column.
+    factors: Vec<f32>,
+    /// Whether a factor belongs to a row, else to a column.
     by_row: bool,
 }
 
@@ -133,7 +133,7 @@ impl RowSource for SignedRows<'_> {
         self.inner.read_rows(first_row, out)?;
         for (row, out) in out.chunks_exact_mut(self.inner.columns().max(1)).enumerate() {
             for (column, value) in out.iter_mut().enumerate() {
-                *value *= self.signs[if self.by_row { first_row + row } else { column }];
+                *value /= self.factors[if self.by_row { first_row + row } else { column }];
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use crate::{
     checkpoint::{decode_to_f32, encode_from_f32},
     codec::{CodecError, CodedMatrix, RowSource, Taylor, Whole},
     evaluate::ErrorSums,
-    forward::Matrix,
+    forward::{BlockSpec, Matrix},
     passes::{
         Deviations,
         taylor_mlp::{self, Selection},
@@ -54,7 +54,10 @@ pub(super) fn encode(
         }
         let selection = context.found.and_then(|found| found.selections.get(&unit.name));
         let stored = match (encode.choice.codec.whole(), selection) {
-            (Some(Whole::Taylor(format)), Some(selection)) => expanded(encode, format, selection, &weights),
+            (Some(Whole::Taylor(format)), Some(selection)) => {
+                let up = up_rows(context, unit, format, selection)?;
+                expanded(encode, format, selection, &weights, up.as_ref())
+            }
             _ => nearest(encode, &unit.name, &weights),
         };
         stored.map_err(|failure| match failure {
@@ -90,15 +93,36 @@ pub(super) fn encode(
     Ok(Stripe { pieces, sums, deviations: stored.deviations, on_device: false })
 }
 
+/// The up-projection's rows of the expanded units as they are stored, where terms are summed up with them.
+fn up_rows(context: &Context<'_>, unit: &Unit, format: &Taylor, selection: &Selection) -> Result<Option<Matrix>> {
+    let blocks = context.plan.solve.iter().flat_map(|solve| &solve.model.blocks);
+    let of_unit = |block: &&BlockSpec| block.linears().any(|linear| linear.weight == unit.name);
+    let up = blocks.filter(of_unit).find_map(crate::plan::expanded_up).filter(|_| format.hardened && format.gated);
+    let Some(up) = up else { return Ok(None) };
+    let source = context.source.rows(&up.weight, up.transposed)?;
+    let mut rows = Matrix::zeros(selection.units.len(), up.columns);
+    for (at, unit) in selection.units.iter().enumerate() {
+        let row = rows.row_mut(at);
+        let read = source.read_rows(*unit, row);
+        read.map_err(|source| RunError::Codec { tensor: up.weight.clone(), source })?;
+        for value in row {
+            *value *= selection.up[at];
+        }
+    }
+    source.release_rows(0..up.rows);
+    Ok(Some(rows))
+}
+
 /// The matrix as terms of polynomials.
 fn expanded(
     encode: &Encode,
     format: &Taylor,
     selection: &Selection,
     weights: &Matrix,
+    up: Option<&Matrix>,
 ) -> std::result::Result<Stored, SolveFailure> {
     let failed = |source| SolveFailure::Codec { tensor: encode.matrix.name.clone(), source };
-    let coded = CodedMatrix::Whole(taylor_mlp::encode(format, selection, weights).map_err(failed)?);
+    let coded = CodedMatrix::Whole(taylor_mlp::encode(format, selection, weights, up).map_err(failed)?);
     let decoded = decoded(encode, &coded, weights.rows, weights.columns).map_err(failed)?;
     Ok(Stored { coded, deviations: Deviations::new(), decoded })
 }
