@@ -63,7 +63,8 @@ def cases() -> list[Case]:
     for family in FAMILIES:
         model = architectures.model_folder(family) / "model"
         found.append(Case(f"{family}-taylor", model, 24, NARROW | {"order": 8}))
-        found.append(Case(f"{family}-hardened", model, 24, WIDE | {"order": 8, "units": 1.0, "hardened": True}))
+        if family != "llama-biases":  # merged terms of power zero have no place for biases of up-projections: refused
+            found.append(Case(f"{family}-hardened", model, 24, WIDE | {"order": 8, "units": 1.0, "hardened": True}))
     return found
 
 
@@ -172,11 +173,6 @@ def main() -> int:
         jobs = [make(arguments.bantam, case, folder / case.name,
                      windows if case.fixture else case.model.parent / "ids.safetensors")
                 for case in cases() if fnmatch.fnmatch(case.name, arguments.only)]
-        # Not silently: a binary whose pass has no such setting cannot make these.
-        unknown = [job for job in jobs if "unknown key `hardened`" in (job["failure"] or "")]
-        if unknown:
-            print(f"SKIPPED: {len(unknown)} hardened artifacts, which this binary does not make", file=sys.stderr)
-        jobs = [job for job in jobs if job not in unknown]
         pythons = {"gptqmodel": arguments.gptqmodel, "compressed-tensors": arguments.compressed_tensors}
 
         def read(reader: str) -> list[dict]:
