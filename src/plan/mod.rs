@@ -3,6 +3,7 @@
 //! All sizes follow from shapes and settings, so the plan fixes every output tensor's name, type, shape, file and byte
 //! offset before a weight is read. The run then writes positions in any order; a journal only has to say "unit done".
 
+mod assemble;
 mod build;
 mod delta;
 mod differences;
