@@ -119,6 +119,10 @@ fn outputs_stay_within_the_stated_bound_and_more_terms_are_nearer() {
         let down = tensors.iter().find(|tensor| tensor["name"] == "model.layers.0.mlp.down_proj.weight").unwrap();
         // With the up-projection's own outputs, which these inputs may have larger than the calibration text has.
         let of_unit = down["expansion"]["largest_error"].as_f64().unwrap();
+        let of_all = down["expansion"]["unit_errors"].as_array().unwrap();
+        let worst = of_all.iter().filter_map(Value::as_f64).fold(0.0, f64::max);
+        assert_eq!(of_all.len() as u64, down["expansion"]["units"].as_u64().unwrap());
+        assert!(worst >= of_unit && worst <= 1.01 * of_unit, "{worst:e} {of_unit:e}");
         let expansion = stored.expansion("model.layers.0.mlp.down_proj.weight").unwrap().unwrap();
         let (weights, units) = (expansion.dense(), &expansion.units);
         let columns = up.columns / 2;

@@ -67,6 +67,9 @@ pub struct Figures {
     pub largest_error: f64,
     /// The mean of these bounds.
     pub mean_error: f64,
+    /// The bound of every expanded unit, in the order of their numbers, rounded up to three digits.
+    #[serde(default)]
+    pub unit_errors: Vec<f64>,
     /// The largest bound of what a single output is off by: Σ |W| |u| · bound, with the largest |u| that calibration saw.
     pub output_error: f64,
 }
@@ -135,6 +138,7 @@ impl Selection {
             largest_reach: (reach > 0.0).then_some(reach),
             largest_error: errors.iter().copied().fold(0.0, f64::max),
             mean_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
+            unit_errors: errors.iter().map(|error| rounded_up(*error)).collect(),
             output_error: 0.0,
         };
         let negated: Vec<bool> = inside
@@ -231,6 +235,13 @@ fn candidate(settings: &Settings, format: &Taylor, ranges: &Ranges, unit: usize)
     let radius = radius(format.activation, f64::from(z0));
     let reach = if radius.is_finite() { far / radius } else { 0.0 };
     Candidate { unit, gap, z0, h, lo, hi, reach }
+}
+
+/// A bound in three digits, not below it.
+fn rounded_up(bound: f64) -> f64 {
+    let digits = format!("{bound:.2e}").parse().unwrap_or(bound);
+    let above = || format!("{:.2e}", bound * 1.006).parse().unwrap_or(bound);
+    if digits >= bound { digits } else { above() }
 }
 
 /// A fair coin of each unit, the same for every run.
