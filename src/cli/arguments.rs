@@ -75,9 +75,9 @@ pub enum Command {
     /// dictionary of tensors is read; nothing in it is executed. Configuration and tokenizer are the base's.
     #[command(after_help = "Example:\n  bantam import diff.pt --base llama --out llama-chat-delta")]
     Import(ImportArguments),
-    /// Write an artifact of pass bitdelta with BitDelta's names, or one of lowrank_kv as CSKV's pair of `.ckpt` files
+    /// Write an artifact of pass bitdelta with BitDelta's names, or one of `lowrank_kv` as CSKV's pair of `.ckpt` files
     ///
-    /// Of lowrank_kv: factors of every layer, joint over the heads, as many latent channels in each layer, no biases.
+    /// Of `lowrank_kv`: factors of every layer, joint over the heads, as many latent channels in each layer, no biases.
     /// Of bitdelta, in safetensors:
     /// Takes one plane of signs and one scale per matrix (planes = 1, scale = "matrix"). Tensors that are the base's are left
     /// out; where only some rows are stored, --base makes them whole.
@@ -97,7 +97,7 @@ pub enum Command {
     /// largest block. With --reference also the mean KL divergence from it, its 99th percentile, and how often the most
     /// likely token agrees. Standard errors take windows as independent draws.
     ///
-    /// An artifact of pass lowrank_kv is evaluated as its runtime computes: the latest tokens' keys and values exact, older
+    /// An artifact of pass `lowrank_kv` is evaluated as its runtime computes: the latest tokens' keys and values exact, older
     /// ones from latents, quantized where the artifact says so.
     #[command(after_help = "Example:\n  bantam eval llama-int4 --text evaluation.txt --reference llama --context 2048")]
     Eval(EvalArguments),
@@ -282,7 +282,7 @@ pub struct DecodeArguments {
 /// Arguments of `bantam import`.
 #[derive(Debug, Clone, Args)]
 pub struct ImportArguments {
-    /// diff.pt, or a .safetensors file with the same names; or either one of CSKV's NAME_k.ckpt and NAME_v.ckpt
+    /// diff.pt, or a .safetensors file with the same names; or either one of CSKV's `NAME_k.ckpt` and `NAME_v.ckpt`
     pub file: PathBuf,
     /// The checkpoint that the differences are from, or that the factors were made for
     #[arg(long, value_name = "DIR")]
@@ -304,12 +304,12 @@ pub struct ImportArguments {
 /// Arguments of `bantam export`.
 #[derive(Debug, Clone, Args)]
 pub struct ExportArguments {
-    /// An artifact of pass bitdelta or lowrank_kv
+    /// An artifact of pass bitdelta or `lowrank_kv`
     pub artifact: PathBuf,
     /// The checkpoint that the differences are from; needed where only some rows of a tensor are stored
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// The file to write, in safetensors; of factors what stands before _k.ckpt and _v.ckpt. It must not exist
+    /// The file to write, in safetensors; of factors what stands before `_k.ckpt` and `_v.ckpt`. It must not exist
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// What was written as one JSON object on stdout
@@ -397,7 +397,7 @@ pub struct EvalArguments {
     /// be predicted
     #[arg(long)]
     pub retrieval: bool,
-    /// Tokens whose keys and values are exact, instead of the window that an artifact of pass lowrank_kv records
+    /// Tokens whose keys and values are exact, instead of the window that an artifact of pass `lowrank_kv` records
     #[arg(long, value_name = "N")]
     pub window: Option<usize>,
     /// Write all logits to this safetensors file, F32 [windows, context, vocabulary]

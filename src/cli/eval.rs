@@ -168,7 +168,9 @@ fn retrieval(
     let folder = source.checkpoint().root();
     let passages = calibration::windows(folder, model.vocabulary, model.max_positions, &arguments.text, half);
     let mut sequences = passages.map_err(crate::Error::from)?.sequences;
-    sequences.iter_mut().for_each(|passage| passage.extend_from_within(..));
+    for passage in &mut sequences {
+        passage.extend_from_within(..);
+    }
     let windows = Windows { sequences: &sequences, scored_from: half };
     let figures = evaluate_model(Evaluated { model, source }, None, windows, limits, device, None, &|_, _| {})?;
     let value = |figure: Option<Figure>| figure.map_or(f64::NAN, |figure| figure.value);

@@ -143,8 +143,9 @@ impl ExchangeError {
             Self::Write(error) => error.exit_code(),
             Self::Layout(error) => error.exit_code(),
             Self::Unknown { .. } => ExitCode::Usage,
-            Self::Cskv { .. } | Self::Model(_) => ExitCode::Input,
             Self::Checkpoint(_)
+            | Self::Cskv { .. }
+            | Self::Model(_)
             | Self::TorchFile { .. }
             | Self::Tensor { .. }
             | Self::NoDifference { .. }

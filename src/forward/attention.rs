@@ -133,7 +133,7 @@ impl Attention {
                     }
                     kernels::softmax(own, sink);
                 }
-                let mut output = &mut output[first * self.value_width..last * self.value_width];
+                let output = &mut output[first * self.value_width..last * self.value_width];
                 for branch in branches {
                     let all = together(branch.kind);
                     if all.is_empty() {
@@ -150,7 +150,7 @@ impl Attention {
                     }
                     let values =
                         branch.value.view(key_head, rows.start + all.start..rows.start + all.end, self.value_width);
-                    let target = MatMut::from_row_major_slice_mut(&mut output, count, self.value_width);
+                    let target = MatMut::from_row_major_slice_mut(&mut *output, count, self.value_width);
                     let shares = MatRef::from_row_major_slice(&part, count, all.len());
                     matmul(target, Accum::Add, shares, values, 1.0, Par::Seq);
                 }

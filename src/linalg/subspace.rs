@@ -40,6 +40,7 @@ pub struct LeadingEigen {
 ///
 /// # Errors
 /// As [`super::Decompositions::symmetric_eigen`].
+#[expect(clippy::needless_pass_by_value, reason = "a view, as the other decompositions take")]
 pub fn leading_eigenvectors(matrix: ArrayView2<'_, f64>, rank: usize) -> Result<LeadingEigen, DecompositionError> {
     let order = require_square(&matrix)?;
     require_finite(&matrix)?;

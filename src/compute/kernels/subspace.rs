@@ -155,8 +155,8 @@ mod tests {
     }
 
     /// Σ qᵀ M q over the rows of a basis.
-    fn energy(matrix: &Array2<f64>, basis: ArrayView2<'_, f64>) -> f64 {
-        (&basis.dot(matrix) * &basis).sum()
+    fn energy(matrix: &Array2<f64>, basis: &ArrayView2<'_, f64>) -> f64 {
+        (&basis.dot(matrix) * basis).sum()
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
             let full = default_backend().symmetric_eigen(matrix.view()).unwrap();
             let best: f64 = full.values.iter().rev().take(count).sum();
             let found = leading_eigenvectors(matrix.view(), count).unwrap();
-            let here = energy(&matrix, found.vectors.t());
+            let here = energy(&matrix, &found.vectors.t());
             assert!((here - best).abs() <= 1e-12 * best, "{order} {count}: {here} {best}");
             for device in devices() {
                 let values: Vec<f32> = matrix.iter().map(|value| *value as f32).collect();
@@ -177,7 +177,7 @@ mod tests {
                 let gram = basis.dot(&basis.t()) - Array2::<f64>::eye(count);
                 let skew = gram.iter().fold(0.0_f64, |worst, value| worst.max(value.abs()));
                 assert!(skew <= TOLERANCE, "{order} {count}: rows are orthonormal to {skew:e}");
-                let here = energy(&matrix, basis.view());
+                let here = energy(&matrix, &basis.view());
                 assert!((here - best).abs() <= TOLERANCE * best, "{order} {count}: {here} {best}");
             }
         }
