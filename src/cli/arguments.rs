@@ -427,7 +427,7 @@ pub struct ExportArguments {
     /// The checkpoint that the differences are from; needed where only some rows of a tensor are stored
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// The file to write, in safetensors; of factors what stands before _k.ckpt and _v.ckpt. It must not exist
+    /// The file to write, in safetensors; of factors what stands before `_k.ckpt` and `_v.ckpt`. It must not exist
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// What was written as one JSON object on stdout

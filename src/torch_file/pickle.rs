@@ -130,13 +130,13 @@ type Tensors = Vec<(String, Stored)>;
 
 /// The tensors of the dictionary that a pickle makes.
 pub(super) fn tensors(pickle: &[u8]) -> Result<Tensors, PickleError> {
-    let (machine, result) = run(pickle)?;
+    let (machine, result) = run(pickle, false)?;
     machine.tensors(&result)
 }
 
 /// The tensors of a list of pairs of dictionaries.
 pub(super) fn pairs(pickle: &[u8]) -> Result<Vec<[Tensors; 2]>, PickleError> {
-    let (machine, result) = run(pickle)?;
+    let (machine, result) = run(pickle, true)?;
     let Value::List(index) = result else { return machine.malformed("the result is no list") };
     let pair = |item: &Value| match item {
         Value::Tuple { items, .. } if items.len() == 2 => {
@@ -161,9 +161,9 @@ pub(super) fn pairs(pickle: &[u8]) -> Result<Vec<[Tensors; 2]>, PickleError> {
     Ok(found)
 }
 
-/// What a pickle makes.
-fn run(pickle: &[u8]) -> Result<(Machine<'_>, Value), PickleError> {
-    let mut machine = Machine { bytes: pickle, at: 0, stack: Vec::new(), marks: Vec::new(), ..Machine::default() };
+/// What a pickle makes, in which lists have a place or have none.
+fn run(pickle: &[u8], admits_lists: bool) -> Result<(Machine<'_>, Value), PickleError> {
+    let mut machine = Machine { bytes: pickle, admits_lists, ..Machine::default() };
     let result = loop {
         if let Some(result) = machine.step()? {
             break result;
@@ -186,6 +186,7 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
     dictionaries: Vec<Vec<(Value, Value)>>,
+    admits_lists: bool,
     lists: Vec<Vec<Value>>,
 }
 
@@ -401,15 +402,15 @@ impl<'a> Machine<'a> {
             }
             opcode @ 0x85..=0x87 => self.small_tuple(usize::from(opcode - 0x84))?,
             b'}' => self.dictionary(),
-            b']' => {
+            b']' if self.admits_lists => {
                 self.lists.push(Vec::new());
                 self.stack.push(Value::List(self.lists.len() - 1));
             }
-            b'a' => {
+            b'a' if self.admits_lists => {
                 let item = self.pop()?;
                 self.append(vec![item])?;
             }
-            b'e' => {
+            b'e' if self.admits_lists => {
                 let items = self.since_mark()?;
                 self.append(items)?;
             }
@@ -510,10 +511,11 @@ fn name_of(opcode: u8) -> String {
         b'I' | b'L' => "INT",
         b'P' => "PERSID",
         b'S' | b'T' | b'U' | b'V' => "STRING",
+        b'a' | b'e' => "APPEND",
         b'd' => "DICT",
         b'g' => "GET",
         b'i' => "INST",
-        b'l' => "LIST",
+        b'l' | b']' => "LIST",
         b'o' => "OBJ",
         b'p' => "PUT",
         0x81 | 0x92 => "NEWOBJ",

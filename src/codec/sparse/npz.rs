@@ -23,7 +23,7 @@ const LONGEST_HEADER: usize = 4096;
 /// The date of entries, that of files without one: 1 January 1980.
 const DATE: u16 = 0x0021;
 
-/// The kind of the extra field that aligns data, as `PyTorch` has it (`FB`).
+/// The kind of the extra field that aligns data, as `torch.save` has it (`FB`).
 const PADDING: u16 = 0x4246;
 
 /// Why a `.npz` file cannot be read or written.
