@@ -210,7 +210,7 @@ unknown pass or preset "int-4"
   |
 4 | use = "int-4"
   |       ^^^^^^^
-  = expected a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "mask_2_4", "pvq", "vptq", "bitdelta", "breadcrumbs") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
+  = expected a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "mask_2_4", "pvq", "vptq", "bitdelta", "breadcrumbs", "lowrank_kv", "taylor_mlp") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
   = help: did you mean `int4`?"#,
     );
 }
@@ -253,7 +253,7 @@ unknown layout "compressed_tensor"
   |
 7 | layout = "compressed_tensor"
   |          ^^^^^^^^^^^^^^^^^^^
-  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "delta", "sparse-24-bitmask", "dense"
+  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "delta", "remote-code", "sparse-24-bitmask", "dense"
   = help: did you mean `compressed-tensors`?"#,
     );
 }
@@ -384,7 +384,7 @@ layout = "gptq"
   |
 3 | [[pass]]
   | ^^^^^^^^
-  = help: write `use = "…"`: a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "mask_2_4", "pvq", "vptq", "bitdelta", "breadcrumbs") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
+  = help: write `use = "…"`: a pass ("rtn", "gptq", "smoothquant", "smoothquant_plus", "awq", "rotate", "mask_2_4", "pvq", "vptq", "bitdelta", "breadcrumbs", "lowrank_kv", "taylor_mlp") or a preset ("int4", "int4-asym", "int8", "w8a8", "fp8", "fp8-block", "mxfp4", "mxfp8", "nvfp4", "int3", "int2", "hqq4")
 
 error: `out` is missing
  --> r.toml:5:1
