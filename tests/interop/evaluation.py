@@ -153,8 +153,9 @@ def main() -> int:
     arguments = parser.parse_args()
 
     fixtures = ROOT / "fixtures"
-    # Of the others no runtime has a forward pass; their weights are compared by run.py.
-    own = ('layout = "bantam"', 'layout = "vptq"')
+    # Of the others no runtime has a forward pass, and their weights are compared by run.py; or they bring a modelling file,
+    # which remote_lowrank.py and remote_taylor.py evaluate.
+    own = ('layout = "bantam"', 'layout = "vptq"', 'layout = "remote-code"')
     recipes = [path for path in sorted((fixtures / "calibrated").glob("*.toml"))
                if not any(layout in path.read_text(encoding="utf-8") for layout in own)]
     recipes += [fixtures / "recipes" / f"{name}.toml" for name in ("w8a8", "fp8-channel", "fp8-tensor")]
