@@ -111,14 +111,14 @@ fn the_book_has_every_page_once() {
 #[test]
 fn indexes_name_every_page_beside_them() {
     let pages = book_pages();
-    for folder in ["", "passes/", "formats/"] {
-        let linked = links(&text(&format!("docs/{folder}README.md")));
+    for (folder, index) in [("", "README.md"), ("passes/", "index.md"), ("formats/", "index.md")] {
+        let linked = links(&text(&format!("docs/{folder}{index}")));
         let missing: Vec<&String> = pages
             .iter()
-            .filter(|page| page.strip_prefix(folder).is_some_and(|page| !page.contains('/') && page != "README.md"))
+            .filter(|page| page.strip_prefix(folder).is_some_and(|page| !page.contains('/') && page != index))
             .filter(|page| !linked.iter().any(|link| page.strip_prefix(folder) == Some(link)))
             .collect();
-        assert!(missing.is_empty(), "docs/{folder}README.md leaves out {missing:?}");
+        assert!(missing.is_empty(), "docs/{folder}{index} leaves out {missing:?}");
     }
 }
 
@@ -138,5 +138,23 @@ fn the_library_page_shows_the_example() {
     for block in shown {
         assert!(example.contains(block), "not in examples/custom_pass.rs:\n{block}");
         assert!(block.lines().count() <= 70);
+    }
+}
+
+#[test]
+fn the_book_links_to_nothing_outside_of_it() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").canonicalize().unwrap();
+    for page in book_pages() {
+        let page = docs.join(page);
+        for link in links(&prose(&std::fs::read_to_string(&page).unwrap())) {
+            let file = link.split('#').next().unwrap_or_default();
+            if file.is_empty() || link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let target = page.parent().unwrap().join(file).canonicalize().unwrap();
+            assert!(target.starts_with(&docs), "{}: {link}", page.display());
+            // A folder has no page of its own in the book.
+            assert!(target.is_file(), "{}: {link}", page.display());
+        }
     }
 }
