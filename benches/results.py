@@ -45,7 +45,7 @@ COLOURS = ["#888888", "#d95f02", "#1b9e77", "#66a61e", "#7570b3", "#e7298a"]
 PAGE = """# Results
 
 Every quantizer on one model, at two to four bits: what it loses against what it stores. Written by
-[benches/results.py](../benches/results.py), which has the recipes; the texts are not part of this repository.
+`benches/results.py`, which has the recipes; the texts are not part of this repository.
 
 ![KL divergence against bits per weight](results.svg)
 

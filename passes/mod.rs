@@ -3,6 +3,7 @@
 pub mod awq;
 pub mod bitdelta;
 pub mod breadcrumbs;
+pub mod custom;
 pub mod folding;
 pub mod gptq;
 pub mod lowrank_kv;
@@ -52,6 +53,8 @@ pub enum Settings {
     LowrankKv(lowrank_kv::Settings),
     /// Polynomials in place of activations.
     TaylorMlp(taylor_mlp::Settings),
+    /// An encoding from outside of this crate.
+    Custom(custom::Settings),
 }
 
 /// What is wrong with a setting; the recipe adds where it stands.
@@ -73,6 +76,7 @@ pub enum Kind {
 }
 
 /// One registered pass.
+#[derive(Clone, Copy)]
 pub struct PassInfo {
     /// Its `use` name.
     pub name: &'static str,
@@ -366,7 +370,7 @@ impl Settings {
     #[must_use]
     pub fn needs_calibration(&self) -> bool {
         match self {
-            Self::Rtn(_) | Self::Rotate(_) | Self::Breadcrumbs(_) => false,
+            Self::Rtn(_) | Self::Rotate(_) | Self::Breadcrumbs(_) | Self::Custom(_) => false,
             Self::Mask(settings) => settings.needs_calibration(),
             Self::Pvq(_) | Self::Vptq(_) | Self::LowrankKv(_) => self.is_solved(),
             Self::BitDelta(_) => self.is_solved() || self.training().is_some(),
@@ -394,6 +398,7 @@ impl Settings {
             Self::Mask(settings) => settings.choose(matrix),
             Self::BitDelta(settings) => Ok(settings.choose()),
             Self::Breadcrumbs(settings) => settings.choose(matrix),
+            Self::Custom(settings) => settings.choose(matrix),
             Self::LowrankKv(_) => Err(SettingError::new("use", "ranks follow from the model's heads")),
             Self::TaylorMlp(_) => {
                 Err(SettingError { key: "use".into(), message: "takes down-projections of MLPs".into() })
@@ -410,6 +415,9 @@ impl Settings {
     #[must_use]
     pub fn encoder(&self, matrix: &Matrix, choice: &Choice) -> Box<dyn MatrixEncoder> {
         let codec = choice.codec.scalar().expect("codes of whole matrices have no encoder of rows");
+        if let Self::Custom(settings) = self {
+            return settings.encoder(matrix, codec);
+        }
         let encoder = self.number().expect("only encodings are chosen").encoder(matrix, codec);
         match &choice.mask {
             Some(settings) => Box::new(mask::MaskedEncoder::new(encoder, settings.selection())),

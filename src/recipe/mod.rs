@@ -29,7 +29,7 @@ use std::{
 
 use crate::{
     layout::LayoutName,
-    passes::{REGISTRY, Settings},
+    passes::{PassInfo, REGISTRY, Settings},
 };
 
 /// A recipe as resolved: every default filled in, paths made relative to the working folder.
@@ -172,6 +172,15 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::read`].
     pub fn read_with(path: &Path, overrides: &Overrides) -> Result<Self, RecipeError> {
+        Self::read_with_passes(path, overrides, &[])
+    }
+
+    /// Reads a recipe file whose rules may also use passes of the caller's own; where bantam has a pass of the same name,
+    /// that is meant.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn read_with_passes(path: &Path, overrides: &Overrides, own: &[PassInfo]) -> Result<Self, RecipeError> {
         let unreadable = |source| RecipeError::Read { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(unreadable)?;
         let mut bytes = Vec::new();
@@ -185,7 +194,7 @@ impl Recipe {
             path: path.to_owned(),
             offset: error.utf8_error().valid_up_to(),
         })?;
-        Self::parse_with(&text, path, overrides)
+        read::parse(&text, path, overrides, &[REGISTRY, own].concat())
     }
 
     /// Reads the text of a recipe as if it stood in the file `path`.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     layout::LayoutName,
-    passes::{PassInfo, bitdelta, breadcrumbs},
+    passes::{Kind, PassInfo, Settings, bitdelta, breadcrumbs},
 };
 
 /// Largest recipe in bytes.
@@ -487,8 +487,13 @@ fn read_selectors(reader: &mut Reader<'_>, table: &DeTable<'_>, key: &str) -> Op
 /// Types the settings of a rule alone and with each of its overrides, so that a mistake shows before any model is read.
 fn check_settings(reader: &mut Reader<'_>, rule: &PassRule) {
     let base = (rule.parse)(&rule.merged(&[]));
-    if let Err(error) = &base {
-        reader.report(rule::setting_problem(reader.source, rule, &[], error));
+    match &base {
+        Err(error) => reader.report(rule::setting_problem(reader.source, rule, &[], error)),
+        Ok(Settings::Custom(_)) if rule.kind == Kind::Transform => {
+            let message = format!("`{}` is registered as a transform, and only encodings can come from outside", rule.pass);
+            reader.report(Problem::at(&rule.use_span, message));
+        }
+        Ok(_) => {}
     }
     for index in 0..rule.overrides.len() {
         if let Err(error) = (rule.parse)(&rule.merged(&[index]))

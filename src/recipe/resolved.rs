@@ -91,6 +91,7 @@ pub(super) fn complete(settings: &Settings) -> Value {
         Settings::Breadcrumbs(settings) => serde_json::to_value(settings),
         Settings::LowrankKv(settings) => serde_json::to_value(settings),
         Settings::TaylorMlp(settings) => serde_json::to_value(settings),
+        Settings::Custom(settings) => Ok(settings.values().into()),
     };
     value.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
 }
