@@ -39,6 +39,7 @@ const LAYOUTS: [LayoutName; 10] = [
     LayoutName::Delta,
     LayoutName::RemoteCode,
     LayoutName::Sparse24Bitmask,
+    LayoutName::Gguf,
     LayoutName::Dense,
 ];
 
