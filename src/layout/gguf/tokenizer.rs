@@ -38,8 +38,9 @@ pub(super) fn entries(
     vocabulary: usize,
     lost: &mut Vec<String>,
 ) -> Result<Vec<(String, Value)>, String> {
-    let Some(tokenizer) = read_json(checkpoint, "tokenizer.json")? else {
-        lost.push("the model has no tokenizer.json, so the file holds no tokenizer: runtimes get tokens alone".to_owned());
+    let tokenizer = read_json(checkpoint, "tokenizer.json")?;
+    let Some(tokenizer) = tokenizer.filter(|tokenizer| tokenizer["model"].is_object()) else {
+        lost.push("the model has no tokenizer.json with a model in it, so the file holds no tokenizer".to_owned());
         return Ok(vec![entry("model", Value::Text("none".to_owned()))]);
     };
     let config = read_json(checkpoint, "tokenizer_config.json")?.unwrap_or_default();

@@ -309,17 +309,17 @@ impl LogicalCheckpoint {
     }
 
     /// Rows of a tensor that is stored so.
-    fn rows_of(
-        &self,
+    fn rows_of<'a>(
+        &'a self,
         name: &str,
-        stored: Option<&Stored>,
+        stored: Option<&'a Stored>,
         transposed: bool,
-    ) -> Result<Box<dyn RowSource + '_>, LayoutError> {
+    ) -> Result<Box<dyn RowSource + 'a>, LayoutError> {
         let (Some(index), Some(stored)) = (self.index(name), stored) else {
             let missing = || LayoutError::NoSuchTensor { name: name.to_owned() };
             return self.plain_rows(&self.part_beside(name).ok_or_else(missing)?, transposed);
         };
-        let (source, stack, stored_transposed): (Box<dyn RowSource + '_>, usize, bool) = match stored {
+        let (source, stack, stored_transposed): (Box<dyn RowSource + 'a>, usize, bool) = match stored {
             Stored::Reordered { stored, order } => {
                 let rows = self.rows_of(name, Some(stored), false)?;
                 (Box::new(Reordered::from_file(rows, *order)), 1, false)
