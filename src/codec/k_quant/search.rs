@@ -97,12 +97,10 @@ impl Unit {
         (f64::from(weight) * Self::power(-self.0)) as f32
     }
 
-    /// The F16 nearest to a scale of so many units, and whether there is none near it.
-    fn stored(self, scale: f32) -> (f16, bool) {
+    /// The finite F16 nearest to a scale of so many units.
+    fn stored(self, scale: f32) -> f16 {
         let limit = f16::MAX.to_f32();
-        let wanted = (f64::from(scale) * Self::power(self.0)) as f32;
-        let stored = f16::from_f32(wanted.clamp(-limit, limit));
-        (stored, wanted.abs() > limit || (scale != 0.0 && stored.to_f32() == 0.0))
+        f16::from_f32(((f64::from(scale) * Self::power(self.0)) as f32).clamp(-limit, limit))
     }
 
     /// A stored scale in units.
@@ -262,16 +260,18 @@ impl Block<'_> {
         &self.weights[part * self.shape.width..][..self.shape.width]
     }
 
-    /// The common scale over which `largest` is the whole number `most`.
+    /// The common scale over which `largest` is the whole number `most`, or as near to that as F16 gets; whether that is not
+    /// near at all.
     #[inline(always)]
     fn common(&self, largest: f32, most: f32) -> (f16, bool) {
-        let (stored, clamped) = self.unit.stored(largest / most);
-        let units = self.unit.units(stored);
+        let mut stored = self.unit.stored(largest / most);
+        let whole = |stored: f16| if largest == 0.0 { 0.0 } else { (largest / self.unit.units(stored)).abs() };
+        let limit = most.abs() + 0.5;
         // What is rounded down much, where F16 has few digits, would leave the largest out.
-        if !clamped && (largest / units).abs() > most.abs() + 0.5 {
-            return (f16::from_bits(stored.to_bits() + 1), false);
+        if whole(stored) > limit && stored.to_f32().abs() < f16::MAX.to_f32() {
+            stored = f16::from_bits(stored.to_bits() + 1);
         }
-        (stored, clamped)
+        (stored, whole(stored) > limit || (largest != 0.0 && whole(stored) < 0.5))
     }
 
     /// Lines rounded to the nearest multiples of common scales that reach the largest of them.
@@ -370,11 +370,11 @@ impl Block<'_> {
         let both = determinant > 1e-9 * a * c;
         let mut next = *state;
         if both {
-            (next.scale, _) = self.unit.stored(((p * c - b * q) / determinant) as f32);
-            (next.minimum, _) = self.unit.stored(((b * p - a * q) / determinant) as f32);
+            next.scale = self.unit.stored(((p * c - b * q) / determinant) as f32);
+            next.minimum = self.unit.stored(((b * p - a * q) / determinant) as f32);
         } else if a > 0.0 {
             let minimum = f64::from(self.unit.units(state.minimum));
-            (next.scale, _) = self.unit.stored(((p + b * minimum) / a) as f32);
+            next.scale = self.unit.stored(((p + b * minimum) / a) as f32);
         }
         self.measure(&mut next);
         next
