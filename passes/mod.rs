@@ -443,6 +443,7 @@ impl Settings {
                 let solution = pvq::encode(&linear, &settings.solve).map_err(gptq::SolveError::into_codec)?;
                 Ok((solution.tensors, solution.report.deviations))
             }
+            (Self::Rtn(_), Whole::KQuant(format)) => rtn::k_quant::encode(*format, weights),
             (Self::Vptq(settings), Whole::Vector(format)) => {
                 let linear = vptq::Linear {
                     name,

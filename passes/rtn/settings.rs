@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::parse::wrong;
 use crate::{
-    codec::{Codec, Element, Granularity, OutlierCount, ScaleFormat, ZeroPoint},
+    codec::{Codec, Coding, Element, Granularity, KQuant, OutlierCount, ScaleFormat, Whole, ZeroPoint},
     layout::Activations,
     passes::{Choice, Matrix, SettingError},
 };
@@ -22,6 +22,11 @@ pub enum Number {
     Float {
         /// Which.
         format: FloatFormat,
+    },
+    /// A code in a super-block of GGUF's.
+    KQuant {
+        /// Which.
+        format: KQuant,
     },
 }
 
@@ -133,6 +138,7 @@ impl Serialize for Settings {
         match self.number {
             Number::Integer { bits } => map.serialize_entry("bits", &bits)?,
             Number::Float { format } => map.serialize_entry("format", &format)?,
+            Number::KQuant { format } => map.serialize_entry("format", &format)?,
         }
         match self.sharing {
             Sharing::Tensor => map.serialize_entry("granularity", "tensor")?,
@@ -245,6 +251,7 @@ impl Settings {
             ZeroPoint::Integer
         };
         let (element, scale) = match self.number {
+            Number::KQuant { format } => return Ok(self.choice(Whole::KQuant(format))),
             Number::Integer { bits } => (Element::Integer { bits }, matrix.scale),
             Number::Float { format: FloatFormat::Fp8 } => (Element::Fp8E4M3, matrix.scale),
             Number::Float { format: FloatFormat::Mxfp8 } => (Element::Fp8E4M3, ScaleFormat::E8M0),
@@ -252,13 +259,10 @@ impl Settings {
             Number::Float { format: FloatFormat::Nvfp4 } => (Element::Fp4E2M1, ScaleFormat::E4M3OverGlobal),
         };
         let outliers = (outliers > 0).then_some(OutlierCount { count: outliers });
-        let codec = Codec { element, granularity, scale, zero, outliers };
-        Ok(Choice {
-            codec: codec.into(),
-            rotations: None,
-            codebook_of: None,
-            mask: None,
-            activations: self.activations,
-        })
+        Ok(self.choice(Codec { element, granularity, scale, zero, outliers }))
+    }
+
+    fn choice(&self, codec: impl Into<Coding>) -> Choice {
+        Choice { codec: codec.into(), rotations: None, codebook_of: None, mask: None, activations: self.activations }
     }
 }

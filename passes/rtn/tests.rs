@@ -681,3 +681,19 @@ fn whole_zero_points_are_used_where_the_layout_needs_them() {
     assert_eq!(settings("range = \"hqq\"").codec(&matrix).unwrap().codec.scalar().unwrap().zero, ZeroPoint::Integer);
     assert_eq!(settings("range = \"hqq\"\nzero = \"float\"").codec(&matrix).unwrap_err().key, "zero");
 }
+
+#[test]
+fn k_quants_take_what_they_fix_and_nothing_else() {
+    for (format, group_size, symmetric) in [("q4_k", 32, false), ("q6_k", 16, true)] {
+        let parsed = settings(&format!("format = \"{format}\""));
+        let written = toml::to_string(&parsed).unwrap();
+        assert_eq!(Settings::parse(&written.parse().unwrap()).unwrap(), parsed, "{written}");
+        let fixed = format!("group_size = {group_size}\nsymmetric = {symmetric}\nrange = \"mse\"");
+        assert_eq!(settings(&format!("format = \"{format}\"\n{fixed}")), parsed);
+        let mut matrix = usual(2, 512, 14).matrix(ScaleFormat::BF16);
+        matrix.dense_dtype = crate::checkpoint::Dtype::F32;
+        assert_eq!(parsed.codec(&matrix).unwrap().codec.name(), format);
+        assert!(!parsed.needs_weights());
+    }
+    assert!(Settings::parse(&"format = \"q5_k\"".parse().unwrap()).unwrap_err().message.contains("\"q6_k\""));
+}

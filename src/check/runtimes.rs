@@ -76,6 +76,7 @@ impl Runtime {
                 LayoutName::Awq,
                 LayoutName::Vptq,
                 LayoutName::RemoteCode,
+                LayoutName::Gguf,
                 LayoutName::Dense,
             ],
             Self::Vllm => &[LayoutName::CompressedTensors, LayoutName::Gptq, LayoutName::Awq, LayoutName::Dense],

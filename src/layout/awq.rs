@@ -51,7 +51,7 @@ impl Layout for Awq {
         ScaleFormat::F16
     }
 
-    fn interleaves(&self) -> bool {
+    fn interleaves(&self, _matrix: &MatrixSpec) -> bool {
         true
     }
 

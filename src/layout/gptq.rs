@@ -54,7 +54,7 @@ impl Layout for Gptq {
         u8::from(self.version == Version::V1)
     }
 
-    fn interleaves(&self) -> bool {
+    fn interleaves(&self, _matrix: &MatrixSpec) -> bool {
         true
     }
 

@@ -10,6 +10,7 @@ use crate::{
     passes::{
         Choice, Kind, Settings,
         mask::{self, Given, MaskBook},
+        rtn,
     },
     recipe::{Assignment, Recipe},
 };
@@ -98,6 +99,9 @@ pub(super) fn masks(recipe: &Recipe, assignments: &[Assignment]) -> Result<BTree
             }
             (Settings::Rtn(_) | Settings::Gptq(_), Some(mask)) if mask.settings.learning.is_some() => {
                 return refused("learned masks stand alone: encode their result in a second run, behind `magnitude`");
+            }
+            (Settings::Rtn(rtn::Settings { number: rtn::Number::KQuant { .. }, .. }), Some(_)) => {
+                return refused("its super-blocks do not keep weights at zero");
             }
             (Settings::Rtn(_) | Settings::Gptq(_), Some(mask)) => mask.alone = false,
             (_, Some(_)) if rule.kind == Kind::Transform => {
