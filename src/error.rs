@@ -75,7 +75,8 @@ impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Recipe(_) | Self::Choose(_) => ExitCode::Usage,
-            Self::Checkpoint(_) | Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
+            Self::Checkpoint(error) => error.exit_code(),
+            Self::Codec(_) | Self::Manifest(_) => ExitCode::Input,
             Self::Tokens(error) => error.exit_code(),
             Self::Scratch(_) | Self::Compute(_) => ExitCode::Environment,
             Self::Solve(error) => error.exit_code(),

@@ -11,6 +11,7 @@ pub mod recipe;
 
 pub mod check;
 pub mod checkpoint;
+pub mod remote;
 
 pub mod model;
 

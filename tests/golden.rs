@@ -56,7 +56,7 @@ fn check(name: &str, codec: &str, relative: f32) {
         assert_eq!(tensor.describe(), codec, "{name} {weight}");
         assert!(tensor.parts.len() >= 2 && tensor.stored_bytes > 0);
         let mut reference = vec![0.0; entry.shape.iter().product()];
-        decode_to_f32(entry.dtype, expected.bytes(entry), &mut reference);
+        decode_to_f32(entry.dtype, &expected.bytes(entry), &mut reference);
         for stripe in [128, 37] {
             let decoded = weights(&artifact, &weight, stripe);
             for (index, (got, expected)) in decoded.iter().zip(&reference).enumerate() {
@@ -120,7 +120,7 @@ fn two_of_four_bitmask_puts_each_kept_weight_in_its_place() {
         let entry = |suffix: &str| stored.tensor(&format!("{module}.{suffix}")).unwrap();
         let (mask, values) = (stored.bytes(entry("bitmask")), entry("compressed"));
         let mut kept = vec![0.0; values.shape.iter().product()];
-        decode_to_f32(values.dtype, stored.bytes(values), &mut kept);
+        decode_to_f32(values.dtype, &stored.bytes(values), &mut kept);
         // Built the other way round than the reader does it: by looking at single bits of the whole mask.
         let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
         let mut next = 0;
@@ -146,7 +146,7 @@ fn two_of_four_bitmask_puts_each_kept_weight_in_its_place() {
         for (written, piece) in writer.tensors(&spec).iter().zip(&pieces) {
             let entry = stored.tensor(&written.name).unwrap();
             assert_eq!((written.dtype, &written.shape), (entry.dtype, &entry.shape), "{}", written.name);
-            assert_eq!(piece.bytes, stored.bytes(entry), "{}", written.name);
+            assert_eq!(stored.bytes(entry), piece.bytes, "{}", written.name);
         }
         assert_eq!(pieces.len(), tensor.parts.len());
         let mut config = writer.quantization_config(&[spec], &["lm_head".to_owned()]).unwrap();
@@ -197,7 +197,7 @@ fn vectors_of_centroids() {
         let tensor = artifact.tensor(&weight).unwrap_or_else(|| panic!("no {weight}"));
         assert_eq!((&tensor.shape, tensor.describe().as_str()), (&entry.shape, "vptq-v4-k256-r16-norm-perm"));
         let mut reference = vec![0.0; entry.shape.iter().product()];
-        decode_to_f32(entry.dtype, expected.bytes(entry), &mut reference);
+        decode_to_f32(entry.dtype, &expected.bytes(entry), &mut reference);
         let largest = reference.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
         for stripe in [128, 37] {
             let decoded = weights(&artifact, &weight, stripe);

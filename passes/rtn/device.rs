@@ -36,8 +36,8 @@ impl Encoder {
         let stored = source.stored_rows(first_row..first_row + rows);
         let stored = stored.and_then(|(dtype, bytes)| Some((SourceFormat::of(dtype)?, bytes)));
         let mut weights = Vec::new();
-        let (format, bytes) = if let Some(stored) = stored {
-            stored
+        let (format, bytes) = if let Some((format, bytes)) = &stored {
+            (*format, &bytes[..])
         } else {
             weights.resize(rows * self.columns, 0.0);
             if source.read_rows(first_row, &mut weights).is_err() {

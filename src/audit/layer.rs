@@ -99,7 +99,8 @@ impl<'a> Layer<'a> {
         if !numbers.iter().all(|value| value.is_finite()) || !values.h.iter().all(|h| *h >= f32::MIN_POSITIVE) {
             return Err(wrong(&points.name, "has points that are no numbers, or scales that are not positive".into()));
         }
-        let indices = checkpoint.bytes(units).as_chunks::<4>().0.iter();
+        let stored = checkpoint.bytes(units);
+        let indices = stored.as_chunks::<4>().0.iter();
         let indices: Option<Vec<usize>> =
             indices.map(|bytes| usize::try_from(i32::from_le_bytes(*bytes)).ok()).collect();
         let ascending = |indices: &Vec<usize>| {
@@ -146,7 +147,7 @@ impl<'a> Layer<'a> {
     pub fn read_term(&self, index: usize, row: usize, out: &mut [f32]) {
         let width = self.units.len() * bits_of(self.terms.dtype) / 8;
         let start = (index * self.outputs + row) * width;
-        decode_to_f32(self.terms.dtype, &self.checkpoint.bytes(self.terms)[start..start + width], out);
+        decode_to_f32(self.terms.dtype, &self.checkpoint.range(self.terms, start..start + width), out);
     }
 
     /// The merged zeroth terms, `[outputs, inputs]`, or `[outputs, 1]` where nothing multiplies the activation.
@@ -196,7 +197,7 @@ fn replaced(name: &str, from: &str, to: &str) -> Option<String> {
 
 fn decoded(checkpoint: &Checkpoint, entry: &TensorEntry) -> Vec<f32> {
     let mut values = vec![0.0; entry.shape.iter().product()];
-    decode_to_f32(entry.dtype, checkpoint.bytes(entry), &mut values);
+    decode_to_f32(entry.dtype, &checkpoint.bytes(entry), &mut values);
     values
 }
 

@@ -211,8 +211,8 @@ fn read_ids(file: &Path, vocabulary: usize, most: usize) -> Result<Vec<Vec<u32>>
     };
     let bytes = checkpoint.bytes(entry);
     let id_at = |index: usize| match entry.dtype {
-        Dtype::I32 => number::<4>(bytes, index).map(i32::from_le_bytes).map(i64::from),
-        _ => number::<8>(bytes, index).map(i64::from_le_bytes),
+        Dtype::I32 => number::<4>(&bytes, index).map(i32::from_le_bytes).map(i64::from),
+        _ => number::<8>(&bytes, index).map(i64::from_le_bytes),
     };
     let mut sequences = Vec::new();
     for row in 0..rows.min(most) {

@@ -9,10 +9,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
+    checkpoint::is_hub_id,
     codec::sparse::Pattern,
     layout::LayoutName,
     manifest::ContentHash,
     recipe::{Selector, parse_bytes},
+    remote::is_remote,
 };
 
 /// The schema this version reads.
@@ -406,7 +408,12 @@ impl Policy {
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         let mut policy = Self::parse(&text, path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let beside = |path: &mut PathBuf| *path = folder.join(&*path);
+        let beside = |path: &mut PathBuf| {
+            // An id of the hub or a URL is no path.
+            if !is_hub_id(path) && !is_remote(path) {
+                *path = folder.join(&*path);
+            }
+        };
         if let Some(evaluation) = &mut policy.evaluation {
             evaluation.text.iter_mut().chain(&mut evaluation.reference).for_each(beside);
         }

@@ -3,17 +3,30 @@
 use std::{io, path::PathBuf};
 
 use super::Dtype;
+use crate::ExitCode;
 
 /// What is wrong with a checkpoint. Messages name the file, the tensor and the numbers.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the fields are what their messages say")]
 pub enum CheckpointError {
+    /// The hub cache does not hold the model.
+    #[error(transparent)]
+    Hub(#[from] super::HubError),
     /// A file or folder cannot be read.
     #[error("cannot {doing} `{path}`: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     /// There is nothing at the path.
     #[error("there is no checkpoint at `{path}`: no such file or folder")]
     Missing { path: PathBuf },
+    /// An object store fails, or what lies in it has changed.
+    #[error(transparent)]
+    Remote(#[from] crate::remote::RemoteError),
+    /// What lies in an object store is wrong.
+    #[error("{message}")]
+    InStore { message: String, hint: Option<String> },
+    /// What has to be in a folder is in an object store.
+    #[error("`{path}` is in an object store, and this command needs it in a folder")]
+    NotMapped { path: PathBuf },
     /// The folder holds no weights.
     #[error(
         "`{folder}` holds no weights: expected model.safetensors, model.safetensors.index.json with its shards, any *.safetensors, or a *.gguf"
@@ -156,10 +169,23 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// Its exit code.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Remote(error) => error.exit_code(),
+            _ => ExitCode::Input,
+        }
+    }
+
     /// What the user can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Hub(error) => return error.hint(),
+            Self::Remote(error) => return error.hint(),
+            Self::InStore { hint, .. } => return hint.clone(),
+            Self::NotMapped { .. } => "fetch it into a folder first".into(),
             Self::Pickle { .. } | Self::IndexedFileFormat { .. } => "convert it once with transformers: \
                 `AutoModelForCausalLM.from_pretrained(DIR, dtype=\"auto\").save_pretrained(NEW)` writes safetensors; \
                 do so only for a model that you trust, since reading a pickle executes it"

@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::Dtype;
+use super::{Checkpoint, Dtype, TensorEntry, bits_of};
 
 /// Where a tensor stops being finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,21 @@ pub fn scan_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<NonFiniteReport> {
         Dtype::F8_E4M3FNUZ | Dtype::F8_E5M2FNUZ => scan(bytes, 1, |chunk| count_8(chunk, 0xff, 0x80)),
         _ => None,
     }
+}
+
+/// [`scan_non_finite`] of a tensor of a checkpoint, piece by piece; its pages are given back.
+#[must_use]
+pub fn scan_tensor(checkpoint: &Checkpoint, entry: &TensorEntry) -> Option<NonFiniteReport> {
+    let mut report: Option<NonFiniteReport> = None;
+    for (start, bytes) in checkpoint.pieces(entry, 0..entry.bytes as usize) {
+        if let Some(found) = scan_non_finite(entry.dtype, &bytes) {
+            let before = start as u64 * 8 / bits_of(entry.dtype) as u64;
+            let first_index = before + found.first_index;
+            report.get_or_insert(NonFiniteReport { first_index, count: 0 }).count += found.count;
+        }
+        checkpoint.release(entry, start..start + bytes.len());
+    }
+    report
 }
 
 fn scan(bytes: &[u8], width: usize, count: impl Fn(&[u8]) -> usize) -> Option<NonFiniteReport> {

@@ -10,26 +10,36 @@ mod error;
 mod finite;
 pub mod gguf;
 pub mod header;
+mod hub;
 mod index;
 mod json;
+mod lost;
 mod mapped;
 mod parse;
+mod ranged;
 mod small_files;
 
 pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
 pub use error::CheckpointError;
+pub use finite::{NonFiniteReport, scan_non_finite, scan_tensor};
 pub use gguf::{GgmlType, Gguf};
-pub use finite::{NonFiniteReport, scan_non_finite};
 pub use header::{METADATA, canonical_order, data_bytes, header_bytes, write_file};
+pub use hub::{HubError, is_hub_id, resolve_hub_id};
 pub use index::Index;
+pub use lost::until_lost;
 pub(crate) use mapped::MappedFile;
+pub use ranged::{PIECE_BYTES, Ranged, TensorBytes};
 pub use parse::{HEADER_CAP_BYTES, Header, HeaderTensor, MAXIMUM_RANK, parse_header};
+
+pub(crate) use small_files::is_weights;
 
 use std::{
     collections::BTreeMap,
-    ops::Range,
+    fmt::Write as _,
     path::{Path, PathBuf},
 };
+
+use crate::remote::{Location, Mounted};
 
 /// Where one tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +58,7 @@ pub struct TensorEntry {
     pub bytes: u64,
 }
 
-/// One mapped safetensors file.
+/// One safetensors file, mapped or in an object store.
 #[derive(Debug)]
 pub struct SourceFile {
     /// Path as found (before links are followed).
@@ -57,10 +67,18 @@ pub struct SourceFile {
     pub bytes: u64,
     /// The header's `__metadata__`.
     pub metadata: BTreeMap<String, String>,
-    map: mapped::MappedFile,
+    data: Data,
 }
 
-/// A checkpoint: a folder of safetensors, or one file, mapped and validated; or one GGUF file.
+/// Where a file's bytes come from.
+#[derive(Debug)]
+enum Data {
+    Mapped(MappedFile),
+    /// The number of an object of the store.
+    Object(usize),
+}
+
+/// A checkpoint: a folder of safetensors, or one file, or one GGUF file, on disk and mapped or in an object store, validated.
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
@@ -69,6 +87,8 @@ pub struct Checkpoint {
     gguf: Option<Gguf>,
     config: Option<Config>,
     companions: Vec<PathBuf>,
+    /// The store that it lies in, if it does.
+    mounted: Option<Mounted>,
 }
 
 /// `config.json`: its exact text and its value.
@@ -82,31 +102,66 @@ pub struct Config {
 
 impl Checkpoint {
     /// Opens `path`: a folder with `model.safetensors`, or with shards and an index, or with shards alone, or one
-    /// `.safetensors` file, or a hub-cache snapshot (links into its own blobs); or a GGUF file, or a folder with one. Every header is validated; no weight is
-    /// read.
+    /// `.safetensors` file, or a hub-cache snapshot (links into its own blobs), also by its id (`hub:ORG/NAME`); or a GGUF
+    /// file, or a folder with one; or the URL of safetensors in an object store (`s3://BUCKET/PREFIX`). Every header is
+    /// validated; no weight is read.
     ///
     /// # Errors
     /// [`CheckpointError`], one variant per way in which the input can be wrong.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let Some(location) = Location::of(path)? else { return Self::open_files(&resolve_hub_id(path)?, None) };
+        let (mounted, place) = Mounted::open(&location)?;
+        Self::open_files(&place, Some(mounted))
+    }
+
+    fn open_files(path: &Path, mounted: Option<Mounted>) -> Result<Self, CheckpointError> {
+        match mounted {
+            None => Self::open_found(path, None),
+            Some(mounted) => {
+                let mut opened = Self::open_found(path, Some(&mounted)).map_err(|error| match error {
+                    CheckpointError::Remote(error) => CheckpointError::Remote(error),
+                    error => CheckpointError::InStore {
+                        message: mounted.told_of_location(&error.to_string()),
+                        hint: error.hint(),
+                    },
+                })?;
+                opened.mounted = Some(mounted);
+                Ok(opened)
+            }
+        }
+    }
+
+    fn open_found(path: &Path, mounted: Option<&Mounted>) -> Result<Self, CheckpointError> {
         let found = discover::discover(path)?;
         let root = found.confinement.folder().to_owned();
         let mut files: Vec<SourceFile> = Vec::with_capacity(found.files.len());
         let mut listed: Vec<TensorEntry> = Vec::new();
         let mut gguf = None;
         for (file, path) in found.files.into_iter().enumerate() {
-            let map = mapped::MappedFile::open(&path)?;
-            let bytes = map.bytes().len() as u64;
-            if path.extension().is_some_and(|extension| extension == "gguf") {
-                let header = gguf::parse_gguf(&path, map.bytes(), bytes)?;
-                gguf = Some(list_gguf(header, file, &mut listed));
-                files.push(SourceFile { path, bytes, metadata: BTreeMap::new(), map });
-                continue;
-            }
-            let header = parse_header(&path, map.bytes(), bytes)?;
+            let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+            let (data, header, bytes) = match mounted.and_then(|mounted| Some((mounted, mounted.object(&path)?))) {
+                Some(_) if is_gguf => return Err(CheckpointError::NotMapped { path }),
+                Some((mounted, (object, bytes))) => {
+                    let header = parse_header(&path, &mounted.header(object)?, bytes)?;
+                    (Data::Object(object), header, bytes)
+                }
+                None => {
+                    let map = MappedFile::open(&path)?;
+                    let bytes = map.bytes().len() as u64;
+                    if is_gguf {
+                        let header = gguf::parse_gguf(&path, map.bytes(), bytes)?;
+                        gguf = Some(list_gguf(header, file, &mut listed));
+                        files.push(SourceFile { path, bytes, metadata: BTreeMap::new(), data: Data::Mapped(map) });
+                        continue;
+                    }
+                    let header = parse_header(&path, map.bytes(), bytes)?;
+                    (Data::Mapped(map), header, bytes)
+                }
+            };
             listed.extend(header.tensors.into_iter().map(|HeaderTensor { name, dtype, shape, offset, bytes }| {
                 TensorEntry { name, dtype, shape, file, offset, bytes }
             }));
-            files.push(SourceFile { path, bytes, metadata: header.metadata, map });
+            files.push(SourceFile { path, bytes, metadata: header.metadata, data });
         }
         // Stable, so that of two equal names the one of the earlier file comes first.
         listed.sort_by(|left, right| left.name.cmp(&right.name));
@@ -126,10 +181,43 @@ impl Checkpoint {
         // A lone file may lie in a folder of anything; only beside a model's configuration are its neighbours the model's.
         let companions =
             if found.single && config.is_none() { Vec::new() } else { small_files::companions(&found.confinement)? };
-        Ok(Self { root, files, tensors, gguf, config, companions })
+        Ok(Self { root, files, tensors, gguf, config, companions, mounted: None })
     }
 
-    /// The folder the checkpoint lies in.
+    /// Whether it lies in an object store.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.mounted.is_some()
+    }
+
+    /// Sets how many bytes are kept of what is fetched from an object store.
+    pub fn keep_fetched(&self, bytes: u64) {
+        if let Some(mounted) = &self.mounted {
+            mounted.keep(bytes);
+        }
+    }
+
+    /// Names, lengths and modification times of all files, in an object store their tags and versions: when one
+    /// changes, this does.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        if let Some(mounted) = &self.mounted {
+            return mounted.identity().to_owned();
+        }
+        let mut identity = String::new();
+        for path in self.files.iter().map(|file| &file.path).chain(&self.companions) {
+            let metadata = std::fs::metadata(path);
+            let length = metadata.as_ref().map_or(0, std::fs::Metadata::len);
+            let modified = metadata.and_then(|metadata| metadata.modified()).ok();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            // Writing to a String cannot fail.
+            let _ = writeln!(identity, "{name:?} {length} {modified:?}");
+        }
+        identity
+    }
+
+    /// The folder the checkpoint lies in; of one in an object store a private folder with its small files, as long as
+    /// this lives.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -170,28 +258,6 @@ impl Checkpoint {
     pub fn companions(&self) -> &[PathBuf] {
         &self.companions
     }
-
-    /// The stored bytes of a tensor of this checkpoint. Little-endian, at any alignment.
-    #[must_use]
-    pub fn bytes(&self, entry: &TensorEntry) -> &[u8] {
-        &self.files[entry.file].map.bytes()[within_file(entry, 0..usize::MAX)]
-    }
-
-    /// Gives the mapped pages that `range` touches (bytes of this tensor) back to the system; reading them again is
-    /// allowed and costs a page fault.
-    pub fn release(&self, entry: &TensorEntry, range: Range<usize>) {
-        self.files[entry.file].map.release(within_file(entry, range));
-    }
-
-    /// Says that bytes of this tensor will be read soon: the disk can begin.
-    pub fn announce(&self, entry: &TensorEntry, range: Range<usize>) {
-        self.files[entry.file].map.announce(within_file(entry, range));
-    }
-
-    /// Says that bytes of this tensor are read now, all of them: their pages are mapped in one go.
-    pub fn populate(&self, entry: &TensorEntry, range: Range<usize>) {
-        self.files[entry.file].map.populate(within_file(entry, range));
-    }
 }
 
 /// Lists the tensors of a GGUF file.
@@ -202,11 +268,4 @@ fn list_gguf(header: gguf::GgufHeader, file: usize, listed: &mut Vec<TensorEntry
         TensorEntry { name: tensor.name, dtype, shape, file, offset: tensor.offset, bytes: tensor.bytes }
     }));
     Gguf { metadata: header.metadata, types }
-}
-
-/// A range of a tensor's bytes, cut to the tensor, as a range of its file.
-fn within_file(entry: &TensorEntry, range: Range<usize>) -> Range<usize> {
-    let start = usize::try_from(entry.offset).expect("validated against the map's length");
-    let length = usize::try_from(entry.bytes).expect("validated against the map's length");
-    start + range.start.min(length)..start + range.end.min(length)
 }

@@ -84,7 +84,8 @@ pub(super) fn companions(confinement: &Confinement) -> Result<Vec<PathBuf>, Chec
     Ok(companions)
 }
 
-fn is_weights(name: &str) -> bool {
+/// Whether a file holds weights, of whatever framework, by its name.
+pub(crate) fn is_weights(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     WEIGHTS.iter().any(|weights| weights.eq_ignore_ascii_case(extension))
 }

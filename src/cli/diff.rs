@@ -123,15 +123,12 @@ fn compare_tensor(
 
 /// Whether two plain tensors are stored alike; then they are equal even where values are not numbers.
 fn same_bytes(a: &LogicalCheckpoint, in_a: &LogicalTensor, b: &LogicalCheckpoint, in_b: &LogicalTensor) -> bool {
-    const CHUNK: usize = 4 << 20;
     let entry = |from: &LogicalCheckpoint, tensor: &LogicalTensor| from.checkpoint().tensor(tensor.parts.first()?).cloned();
     let (Some(entry_a), Some(entry_b)) = (entry(a, in_a), entry(b, in_b)) else { return false };
-    let (bytes_a, bytes_b) = (a.checkpoint().bytes(&entry_a), b.checkpoint().bytes(&entry_b));
-    let chunks = bytes_a.chunks(CHUNK).zip(bytes_b.chunks(CHUNK)).enumerate();
-    let mut equal = bytes_a.len() == bytes_b.len();
-    for (index, (chunk_a, chunk_b)) in chunks {
-        equal = equal && chunk_a == chunk_b;
-        let range = index * CHUNK..index * CHUNK + chunk_a.len();
+    let mut equal = entry_a.bytes == entry_b.bytes;
+    for (start, piece) in a.checkpoint().pieces(&entry_a, 0..entry_a.bytes as usize) {
+        let range = start..start + piece.len();
+        equal = equal && piece == b.checkpoint().range(&entry_b, range.clone());
         a.checkpoint().release(&entry_a, range.clone());
         b.checkpoint().release(&entry_b, range);
         if !equal {

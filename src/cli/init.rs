@@ -5,11 +5,13 @@ use std::{fmt::Write as _, io::Write as _, path::Path};
 use super::{CliError, InitArguments, Output, job, plan_text::bytes_text};
 use crate::{
     ExitCode,
+    checkpoint::is_hub_id,
     layout::LogicalCheckpoint,
     model::ModelMap,
     plan::{Inputs, Options, Plan},
     platform,
     recipe::{Overrides, Recipe},
+    remote::is_remote,
 };
 
 /// Where the recipe is written without `--out`.
@@ -42,7 +44,11 @@ pub fn execute(arguments: &InitArguments, output: &Output) -> Result<ExitCode, a
     let source = job::open_model(&arguments.model, None)?;
     let map = ModelMap::of(&source);
     let out = arguments.out.clone().unwrap_or_else(|| DEFAULT_OUT.into());
-    let model = std::path::absolute(&arguments.model)?;
+    let model = if is_hub_id(&arguments.model) || is_remote(&arguments.model) {
+        arguments.model.clone()
+    } else {
+        std::path::absolute(&arguments.model)?
+    };
     let mut best: Option<(usize, &Candidate, Plan)> = None;
     let mut refused = None;
     for candidate in &CANDIDATES {

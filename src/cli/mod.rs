@@ -17,6 +17,7 @@ pub mod inspect;
 mod job;
 pub mod masks;
 pub mod meter;
+mod models;
 pub mod output;
 pub mod plan;
 pub mod plan_text;
@@ -40,11 +41,11 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
-use crate::ExitCode;
+use crate::{ExitCode, checkpoint::until_lost};
 
 /// Parses the arguments (the first is the program's name), does what they say and gives the exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let command_line = match CommandLine::try_parse_from(arguments) {
+    let mut command_line = match CommandLine::try_parse_from(arguments) {
         Ok(command_line) => command_line,
         Err(error) => {
             let code = if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done };
@@ -55,7 +56,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     crate::platform::install_sigbus_handler();
     let output = Output::new(&command_line.global, command_line.command.json());
-    execute(&command_line.command, &output).unwrap_or_else(|error| failure::report(&error, &output))
+    let done = models::resolve(&mut command_line.command).map_err(anyhow::Error::from);
+    let done = done.and_then(|()| {
+        let lost = until_lost(|| execute(&command_line.command, &output));
+        lost.unwrap_or_else(|error| Err(error.into()))
+    });
+    done.unwrap_or_else(|error| failure::report(&error, &output))
 }
 
 fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error> {

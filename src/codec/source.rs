@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::CodecError;
-use crate::checkpoint::{Dtype, bits_of, decode_to_f32, is_float};
+use crate::checkpoint::{Dtype, Ranged, TensorBytes, bits_of, decode_to_f32, is_float};
 
 /// A matrix whose rows can be read as F32, in any order, from many threads.
 pub trait RowSource: Send + Sync {
@@ -22,7 +22,7 @@ pub trait RowSource: Send + Sync {
     fn read_rows(&self, first_row: usize, out: &mut [f32]) -> Result<(), CodecError>;
     /// The bytes of these rows as stored, row-major in the type they have, where rows lie one after the other: a device
     /// decodes them itself.
-    fn stored_rows(&self, _rows: Range<usize>) -> Option<(Dtype, &[u8])> {
+    fn stored_rows(&self, _rows: Range<usize>) -> Option<(Dtype, TensorBytes<'_>)> {
         None
     }
     /// Says that these rows are not needed any more, so that mapped pages can go.
@@ -40,7 +40,7 @@ const TRANSPOSED_ROWS: usize = 32;
 /// Dense float weights as they lie in a file: row-major, or each expert's matrix transposed.
 pub struct DenseRows<'a> {
     dtype: Dtype,
-    bytes: &'a [u8],
+    bytes: Ranged<'a>,
     rows: usize,
     columns: usize,
     transposed: Option<Transposed>,
@@ -63,7 +63,13 @@ impl<'a> DenseRows<'a> {
     ///
     /// # Errors
     /// [`CodecError`] when the type is not a float, or shape and bytes disagree.
-    pub fn new(dtype: Dtype, bytes: &'a [u8], rows: usize, columns: usize) -> Result<Self, CodecError> {
+    pub fn new(
+        dtype: Dtype,
+        bytes: impl Into<Ranged<'a>>,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self, CodecError> {
+        let bytes = bytes.into();
         if !is_float(dtype) {
             let problem = format!("{dtype:?} is not a float type");
             return Err(CodecError::Stored { what: "weights", problem });
@@ -84,7 +90,7 @@ impl<'a> DenseRows<'a> {
     /// As for [`DenseRows::new`], and [`CodecError::Stored`] when the rows do not divide by the experts.
     pub fn transposed(
         dtype: Dtype,
-        bytes: &'a [u8],
+        bytes: impl Into<Ranged<'a>>,
         rows: usize,
         columns: usize,
         experts: usize,
@@ -122,8 +128,9 @@ impl<'a> DenseRows<'a> {
                 let width = TILE.min(self.columns - some_columns);
                 for column in 0..width {
                     let element = (some_columns + column) * stored_rows + first + some_rows;
-                    let bytes = &self.bytes[start + element * self.width()..][..height * self.width()];
-                    decode_to_f32(self.dtype, bytes, &mut tile[column * TRANSPOSED_ROWS..][..height]);
+                    let at = start + element * self.width();
+                    let bytes = self.bytes.range(at..at + height * self.width());
+                    decode_to_f32(self.dtype, &bytes, &mut tile[column * TRANSPOSED_ROWS..][..height]);
                 }
                 for row in 0..height {
                     let out = &mut out[(some_rows + row) * self.columns + some_columns..][..width];
@@ -156,7 +163,7 @@ impl RowSource for DenseRows<'_> {
         }
         let Some(transposed) = &self.transposed else {
             let start = first_row * self.columns * self.width();
-            decode_to_f32(self.dtype, &self.bytes[start..start + out.len() * self.width()], out);
+            decode_to_f32(self.dtype, &self.bytes.range(start..start + out.len() * self.width()), out);
             return Ok(());
         };
         let (mut row, mut out) = (first_row, out);
@@ -171,12 +178,12 @@ impl RowSource for DenseRows<'_> {
         Ok(())
     }
 
-    fn stored_rows(&self, rows: Range<usize>) -> Option<(Dtype, &[u8])> {
-        if self.transposed.is_some() {
+    fn stored_rows(&self, rows: Range<usize>) -> Option<(Dtype, TensorBytes<'_>)> {
+        if self.transposed.is_some() || rows.start > rows.end || rows.end > self.rows {
             return None;
         }
         let row_bytes = self.columns * self.width();
-        Some((self.dtype, self.bytes.get(rows.start * row_bytes..rows.end * row_bytes)?))
+        Some((self.dtype, self.bytes.range(rows.start * row_bytes..rows.end * row_bytes)))
     }
 
     fn release_rows(&self, rows: Range<usize>) {
@@ -261,7 +268,7 @@ mod tests {
                     prop_assert!(stored.eq(expected.iter().copied()));
                 }
             }
-            prop_assert_eq!(turned.stored_rows(first..first + count), None);
+            prop_assert!(turned.stored_rows(first..first + count).is_none());
             prop_assert!(plain.stored_rows(0..all + 1).is_none() && plain.stored_rows(0..all).is_some());
         }
     }

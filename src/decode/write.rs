@@ -81,23 +81,21 @@ impl Writer<'_> {
     }
 
     fn copy(&self, place: &Place, (checkpoint, entry): Stored<'_>) -> Result<u64, DecodeError> {
-        let bytes = checkpoint.bytes(entry);
-        for (index, chunk) in bytes.chunks(CHUNK_ELEMENTS).enumerate() {
-            let start = index * CHUNK_ELEMENTS;
-            self.write(place, start as u64, chunk)?;
+        for (start, chunk) in checkpoint.pieces(entry, 0..entry.bytes as usize) {
+            self.write(place, start as u64, &chunk)?;
             checkpoint.release(entry, start..start + chunk.len());
         }
         Ok(0)
     }
 
     fn convert(&self, place: &Place, (checkpoint, entry): Stored<'_>) -> Result<u64, DecodeError> {
-        let bytes = checkpoint.bytes(entry);
+        let bytes = entry.bytes as usize;
         let element_bytes = bits_of(entry.dtype) / 8;
         let chunk_bytes = CHUNK_ELEMENTS * element_bytes;
-        let counts = map_ranges(bytes.len().div_ceil(chunk_bytes), |index| {
-            let range = index * chunk_bytes..bytes.len().min((index + 1) * chunk_bytes);
+        let counts = map_ranges(bytes.div_ceil(chunk_bytes), |index| {
+            let range = index * chunk_bytes..bytes.min((index + 1) * chunk_bytes);
             let mut values = vec![0.0; range.len() / element_bytes];
-            decode_to_f32(entry.dtype, &bytes[range.clone()], &mut values);
+            decode_to_f32(entry.dtype, &checkpoint.range(entry, range.clone()), &mut values);
             checkpoint.release(entry, range);
             self.encode(place, (index * CHUNK_ELEMENTS) as u64, &values)
         })?;

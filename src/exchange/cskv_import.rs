@@ -88,7 +88,7 @@ pub fn import_cskv(
         let Some((checkpoint, entry)) = base.stored_bytes_of(&tensor.name).filter(|_| tensor.is_plain()) else {
             return Err(ExchangeError::tensor(&tensor.name, "the base stores it in codes"));
         };
-        let (name, dtype, shape, bytes) = (&tensor.name, entry.dtype, entry.shape.clone(), checkpoint.bytes(entry));
+        let (name, dtype, shape, bytes) = (&tensor.name, entry.dtype, entry.shape.clone(), checkpoint.mapped_bytes(entry)?);
         given.insert(name.clone(), Given { dtype, shape: shape.clone(), bytes });
         let (name, parts) = (name.clone(), vec![name.clone()]);
         tensors.push(Imports { name, parts, dtype, shape, fate: Fate::Whole(Cow::Borrowed(bytes)) });
@@ -143,7 +143,7 @@ fn imports<'a>(
     format.validate(linear.rows, linear.columns).map_err(|error| refuse(error.to_string()))?;
     let mut parts = vec![stored(a, entry.dtype).map_err(&refuse)?, stored(b, entry.dtype).map_err(&refuse)?];
     if format.exact {
-        parts.push(Cow::Borrowed(checkpoint.bytes(entry)));
+        parts.push(Cow::Borrowed(checkpoint.mapped_bytes(entry)?));
     }
     let module = linear.weight.strip_suffix(".weight").unwrap_or(&linear.weight);
     let names = vec![format!("{module}.A"), format!("{module}.B")];

@@ -142,7 +142,7 @@ fn bytes(
         checkpoint.tensor(name).map(|entry| checkpoint.bytes(entry)).ok_or_else(missing)
     };
     match from {
-        From::Mask => Ok(words(stored(&format!("{}.signs", tensor.name))?, spec.shape[0], spec.shape[1])),
+        From::Mask => Ok(words(&stored(&format!("{}.signs", tensor.name))?, spec.shape[0], spec.shape[1])),
         From::Coefficient => Ok(stored(&format!("{}.scales", tensor.name))?.to_vec()),
         From::Stored => Ok(stored(&tensor.name)?.to_vec()),
         From::Rows => {

@@ -77,9 +77,9 @@ impl Source {
             Self::Safetensors(checkpoint) => {
                 let given = checkpoint.tensors().map(|entry| {
                     let (dtype, shape) = (entry.dtype, entry.shape.clone());
-                    (entry.name.clone(), Given { dtype, shape, bytes: checkpoint.bytes(entry) })
+                    Ok((entry.name.clone(), Given { dtype, shape, bytes: checkpoint.mapped_bytes(entry)? }))
                 });
-                Ok(given.collect())
+                given.collect()
             }
         }
     }

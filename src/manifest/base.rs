@@ -7,9 +7,6 @@ use rayon::prelude::*;
 use super::{ContentHash, InputTensor, Manifest, ManifestError};
 use crate::checkpoint::{Checkpoint, TensorEntry};
 
-/// Bytes hashed before their pages are given back.
-const CHUNK_BYTES: usize = 4 << 20;
-
 /// Every tensor of a checkpoint with its hash, by name. Those of `known` are not read.
 #[must_use]
 pub fn base_tensors(base: &Checkpoint, known: &BTreeMap<String, ContentHash>) -> Vec<InputTensor> {
@@ -30,9 +27,8 @@ pub fn base_tensors(base: &Checkpoint, known: &BTreeMap<String, ContentHash>) ->
 
 fn hash(checkpoint: &Checkpoint, entry: &TensorEntry) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
-    for (index, chunk) in checkpoint.bytes(entry).chunks(CHUNK_BYTES).enumerate() {
-        hasher.update(chunk);
-        let start = index * CHUNK_BYTES;
+    for (start, chunk) in checkpoint.pieces(entry, 0..entry.bytes as usize) {
+        hasher.update(&chunk);
         checkpoint.release(entry, start..start + chunk.len());
     }
     hasher.finalize().into()

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Result,
-    checkpoint::{is_float, scan_non_finite},
+    checkpoint::{is_float, scan_tensor},
     codec::{Rotations, RowSource},
     layout::{
         LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout, layout_for,
@@ -430,9 +430,7 @@ fn keep_non_finite(
         }
         let checkpoint = inputs.source.checkpoint();
         let Some(entry) = tensor.parts.first().and_then(|part| checkpoint.tensor(part)) else { continue };
-        let report = scan_non_finite(entry.dtype, checkpoint.bytes(entry));
-        checkpoint.release(entry, 0..usize::try_from(entry.bytes).unwrap_or(usize::MAX));
-        if let Some(report) = report {
+        if let Some(report) = scan_tensor(checkpoint, entry) {
             encodes.remove(tensor.name.as_str());
             fallbacks.push(Fallback {
                 kind: "non-finite-kept".into(),

@@ -1,6 +1,9 @@
 //! How tensors that no rule takes are kept beside a base: nothing of them, some rows, or all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use rayon::prelude::*;
 
@@ -67,28 +70,35 @@ fn compare(
     if entry.dtype != base_entry.dtype || rest(first) != rest(before) {
         return None;
     }
-    let (bytes, base_bytes) = (ours.0.bytes(entry), base.0.bytes(base_entry));
-    let release = |range: std::ops::Range<usize>| {
-        ours.0.release(entry, range.start..range.end.min(bytes.len()));
-        base.0.release(base_entry, range.start.min(base_bytes.len())..range.end.min(base_bytes.len()));
+    let (bytes, base_bytes) = (entry.bytes as usize, base_entry.bytes as usize);
+    let in_base = |range: Range<usize>| range.start.min(base_bytes)..range.end.min(base_bytes);
+    let release = |range: Range<usize>| {
+        base.0.release(base_entry, in_base(range.clone()));
+        ours.0.release(entry, range);
     };
     let same_shape = entry.shape == base_entry.shape;
     if !(is_float(entry.dtype) && entry.shape.len() > 1) {
-        let same = same_shape && bytes == base_bytes;
-        release(0..bytes.len());
+        let same = same_shape
+            && ours.0.pieces(entry, 0..bytes).all(|(start, piece)| {
+                let range = start..start + piece.len();
+                let same = piece == base.0.range(base_entry, range.clone());
+                release(range);
+                same
+            });
         return same.then_some(Shared::All);
     }
     let columns = entry.shape.last().copied().unwrap_or(1);
     let rows: usize = entry.shape[..entry.shape.len() - 1].iter().product();
-    let row_bytes = bytes.len().checked_div(rows).filter(|&row_bytes| row_bytes > 0)?;
+    let row_bytes = bytes.checked_div(rows).filter(|&row_bytes| row_bytes > 0)?;
     let mut changed = Vec::new();
     let at_once = (CHUNK_BYTES / row_bytes).max(1);
     for first in (0..rows).step_by(at_once) {
         let last = rows.min(first + at_once);
-        let row = |row: usize| row * row_bytes..(row + 1) * row_bytes;
-        changed
-            .extend((first..last).filter(|&at| base_bytes.get(row(at)) != Some(&bytes[row(at)])).map(|at| at as u64));
-        release(first * row_bytes..last * row_bytes);
+        let range = first * row_bytes..last * row_bytes;
+        let (some, before) = (ours.0.range(entry, range.clone()), base.0.range(base_entry, in_base(range.clone())));
+        let row = |at: usize| (at - first) * row_bytes..(at + 1 - first) * row_bytes;
+        changed.extend((first..last).filter(|&at| before.get(row(at)) != some.get(row(at))).map(|at| at as u64));
+        release(range);
         if all_or_nothing && !changed.is_empty() {
             return None;
         }

@@ -18,6 +18,8 @@ use super::{
     size::parse_bytes,
 };
 use crate::{
+    checkpoint::is_hub_id,
+    remote::is_remote,
     layout::LayoutName,
     passes::{Kind, PassInfo, Settings, bitdelta, breadcrumbs},
 };
@@ -122,7 +124,10 @@ fn read_root(
     check_merge(reader, merged.as_ref(), &passes, artifact.as_ref());
     let merged = merged.map_or_else(Vec::new, |merged| merged.value);
     let base = base.map(|base| base.value);
-    let relative = |written: &str| tidy(&folder.join(written));
+    let relative = |written: &str| {
+        // An id of the hub or a URL is no path.
+        if is_hub_id(Path::new(written)) || is_remote(Path::new(written)) { written.into() } else { tidy(&folder.join(written)) }
+    };
     Some(Recipe {
         path: path.to_owned(),
         model: overrides.model.clone().or_else(|| model.as_deref().map(relative)).unwrap_or_default(),
@@ -312,7 +317,7 @@ fn read_artifact(
     let table = located.as_ref().map_or(&empty, |located| located.value);
     reader.check_keys(table, "[artifact]", &["out", "layout", "shard_size"]);
     let written = reader.string(table, "out", "the folder to write").map(|out| out.value);
-    let out = overrides.out.clone().or_else(|| written.as_deref().map(|out| tidy(&folder.join(out))));
+    let out = overrides.out.clone().or_else(|| written.as_deref().map(|out| if is_remote(Path::new(out)) { out.into() } else { tidy(&folder.join(out)) }));
     let out = out.or_else(|| overrides.default_out.clone());
     if out.is_none() && !table.contains_key("out") {
         let span = located.as_ref().map(|located| &located.span);

@@ -23,7 +23,6 @@ pub use progress::{Progress, Silent, Status};
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -257,7 +256,7 @@ pub fn staged_bytes(plan: &Plan) -> u64 {
     plan.files.iter().map(|file| platform::allocated_bytes(&staged.join(&file.name))).sum()
 }
 
-/// Names, lengths and modification times of the source's files: when one changes, an unfinished run is not continued.
+/// What changes when a file of the source does: then an unfinished run is not continued.
 #[must_use]
 pub fn source_identity(source: &LogicalCheckpoint) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -268,24 +267,11 @@ pub fn source_identity(source: &LogicalCheckpoint) -> String {
         hasher.update(source_identity(merged).as_bytes());
     }
     let checkpoint = source.checkpoint();
-    for file in checkpoint.files() {
-        hasher.update(file_identity(&file.path).as_bytes());
-    }
-    for path in checkpoint.companions() {
-        hasher.update(file_identity(path).as_bytes());
-    }
+    hasher.update(checkpoint.identity().as_bytes());
     if let Some(config) = checkpoint.config() {
         hasher.update(config.text.as_bytes());
     }
     hasher.finalize().to_hex().to_string()
-}
-
-fn file_identity(path: &Path) -> String {
-    let metadata = std::fs::metadata(path);
-    let length = metadata.as_ref().map_or(0, std::fs::Metadata::len);
-    let modified = metadata.and_then(|metadata| metadata.modified()).ok();
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    format!("{name:?} {length} {modified:?}\n")
 }
 
 /// What the process used at most, for the run log.

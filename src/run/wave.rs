@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Result,
-    checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite},
+    checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite, scan_tensor},
     codec::{CodecError, CodedMatrix, MatrixParameters, RowSource},
     evaluate::{ErrorSums, measure},
     layout::{Activations, Layout, LogicalCheckpoint, Piece},
@@ -390,13 +390,17 @@ fn hash_inputs(context: &Context<'_>, unit: &Unit, slab: &Slab, state: &UnitStat
     match contiguous(unit, slab) {
         Some(range) => {
             if let (Some(hasher), Some(entry)) = (inputs.first_mut(), entries.first()) {
-                hasher.update(&checkpoint.bytes(entry)[range]);
+                for (_, piece) in checkpoint.pieces(entry, range) {
+                    hasher.update(&piece);
+                }
             }
         }
         // Scattered rows: the parts are hashed whole, once, when the unit begins.
         None if slab.range.start == 0 => {
             for (hasher, entry) in inputs.iter_mut().zip(entries) {
-                hasher.update(checkpoint.bytes(entry));
+                for (_, piece) in checkpoint.pieces(entry, 0..entry.bytes as usize) {
+                    hasher.update(&piece);
+                }
             }
         }
         None => {}
@@ -407,7 +411,11 @@ fn hash_inputs(context: &Context<'_>, unit: &Unit, slab: &Slab, state: &UnitStat
 /// Hashes the base's tensor where that is stored as it is.
 fn hash_base(context: &Context<'_>, unit: &Unit) {
     let Some((base, entry)) = context.source.base().and_then(|base| base.stored_bytes_of(&unit.name)) else { return };
-    let hash = ContentHash::of(base.bytes(entry));
+    let mut hasher = blake3::Hasher::new();
+    for (_, piece) in base.pieces(entry, 0..entry.bytes as usize) {
+        hasher.update(&piece);
+    }
+    let hash = ContentHash::from(hasher.finalize());
     let mut known = context.base_hashes.lock().unwrap_or_else(PoisonError::into_inner);
     known.insert(entry.name.clone(), hash);
 }
@@ -415,13 +423,13 @@ fn hash_base(context: &Context<'_>, unit: &Unit) {
 fn copy_chunk(context: &Context<'_>, unit: &Unit, range: &Range<u64>) -> Result<()> {
     let checkpoint = context.source.checkpoint();
     let Some(entry) = entries(context, unit).first().copied() else { return Ok(()) };
-    let bytes = &checkpoint.bytes(entry)[range.start as usize..range.end as usize];
-    if is_float(entry.dtype) && scan_non_finite(entry.dtype, bytes).is_some() {
+    let bytes = checkpoint.range(entry, range.start as usize..range.end as usize);
+    if is_float(entry.dtype) && scan_non_finite(entry.dtype, &bytes).is_some() {
         refuse_or_keep(context, unit)?;
     }
     // Nothing is written of a tensor that is the base's.
     let Some(output) = unit.outputs.first() else { return Ok(()) };
-    context.staging.write(context.plan, output.file, output.offset + range.start, bytes)?;
+    context.staging.write(context.plan, output.file, output.offset + range.start, &bytes)?;
     Ok(())
 }
 
@@ -437,7 +445,7 @@ fn refuse_or_keep(context: &Context<'_>, unit: &Unit) -> Result<()> {
 /// The full report of a tensor's non-finite weights.
 fn non_finite(context: &Context<'_>, unit: &Unit) -> RunError {
     let checkpoint = context.source.checkpoint();
-    let report = entries(context, unit).first().and_then(|entry| scan_non_finite(entry.dtype, checkpoint.bytes(entry)));
+    let report = entries(context, unit).first().and_then(|entry| scan_tensor(checkpoint, entry));
     let (count, first_index) = report.map_or((0, 0), |report| (report.count, report.first_index));
     RunError::NonFinite { tensor: unit.name.clone(), count, first_index }
 }

@@ -429,8 +429,8 @@ impl Solutions {
         }
         let checkpoint = Checkpoint::open(&path).ok()?;
         let list = checkpoint.tensors().map(|entry| {
-            let bytes = checkpoint.bytes(entry).chunks_exact(8);
-            let values = bytes.map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default())).collect();
+            let bytes = checkpoint.bytes(entry);
+            let values = bytes.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default())).collect();
             (entry.name.clone(), values)
         });
         Some(list.collect())
@@ -477,7 +477,7 @@ impl Solutions {
         let floats = |name: &str| -> Option<Vec<f32>> {
             let entry = checkpoint.tensor(name)?;
             let mut values = vec![0.0; entry.bytes as usize / 4];
-            decode_to_f32(entry.dtype, checkpoint.bytes(entry), &mut values);
+            decode_to_f32(entry.dtype, &checkpoint.bytes(entry), &mut values);
             Some(values)
         };
         let packed = checkpoint.bytes(checkpoint.tensor("codes")?);

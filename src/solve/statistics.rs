@@ -97,10 +97,9 @@ impl Identity {
         }
         for entry in checkpoint.tensors() {
             hasher.update(format!("{} {:?} {:?}\n", entry.name, entry.dtype, entry.shape).as_bytes());
-            let bytes = checkpoint.bytes(entry);
-            let end = bytes.len();
+            let end = entry.bytes as usize;
             for start in [0, end / 2, end.saturating_sub(SAMPLE)] {
-                hasher.update(&bytes[start..end.min(start + SAMPLE)]);
+                hasher.update(&checkpoint.range(entry, start..end.min(start + SAMPLE)));
             }
         }
         Self {
@@ -247,13 +246,13 @@ impl Statistics {
         let name = key.name();
         let doubles = |part: &str| -> Option<Vec<f64>> {
             let entry = self.checkpoint.tensor(&format!("{name}.{part}"))?;
-            let bytes = self.checkpoint.bytes(entry).chunks_exact(8);
-            Some(bytes.map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default())).collect())
+            let bytes = self.checkpoint.bytes(entry);
+            Some(bytes.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default())).collect())
         };
         let floats = |part: &str| -> Option<Vec<f32>> {
             let entry = self.checkpoint.tensor(&format!("{name}.{part}"))?;
             let mut values = vec![0.0; entry.bytes as usize / 4];
-            decode_to_f32(entry.dtype, self.checkpoint.bytes(entry), &mut values);
+            decode_to_f32(entry.dtype, &self.checkpoint.bytes(entry), &mut values);
             Some(values)
         };
         let figures = doubles("figures")?;

@@ -11,9 +11,6 @@ use crate::{
     manifest::{ContentHash, Manifest},
 };
 
-/// Bytes hashed before their pages are released.
-const CHUNK_BYTES: usize = 4 << 20;
-
 /// Counts bytes read.
 pub(super) struct Meter<'a> {
     done: AtomicU64,
@@ -73,9 +70,8 @@ pub(super) fn inputs(manifest: &Manifest, source: &Checkpoint, meter: &Meter<'_>
 
 fn hash_of(checkpoint: &Checkpoint, entry: &TensorEntry, meter: &Meter<'_>) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
-    for (index, chunk) in checkpoint.bytes(entry).chunks(CHUNK_BYTES).enumerate() {
-        hasher.update(chunk);
-        let start = index * CHUNK_BYTES;
+    for (start, chunk) in checkpoint.pieces(entry, 0..entry.bytes as usize) {
+        hasher.update(&chunk);
         checkpoint.release(entry, start..start + chunk.len());
         meter.add(chunk.len());
     }

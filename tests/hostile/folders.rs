@@ -52,7 +52,7 @@ fn shards_with_an_index() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(names(&checkpoint), ["a", "b"]);
     assert_eq!(checkpoint.files().len(), 2);
-    assert_eq!(checkpoint.bytes(checkpoint.tensor("b").unwrap()), [1, 2]);
+    assert_eq!(checkpoint.bytes(checkpoint.tensor("b").unwrap()), [1_u8, 2]);
 }
 
 #[test]

@@ -57,11 +57,11 @@ fn reads_a_checkpoint_while_it_shrinks() {
     let whole = Checkpoint::open(&write(whole.path())).unwrap();
     let checkpoint = Checkpoint::open(folder.as_ref()).unwrap();
     let tensor = checkpoint.tensor("w").unwrap();
-    assert_eq!(sum(checkpoint.bytes(tensor)), BYTES as u64);
+    assert_eq!(sum(&checkpoint.bytes(tensor)), BYTES as u64);
     fs::File::options().write(true).open(&checkpoint.files()[0].path).unwrap().set_len(4096).unwrap();
-    assert_eq!(sum(whole.bytes(whole.tensor("w").unwrap())), BYTES as u64);
+    assert_eq!(sum(&whole.bytes(whole.tensor("w").unwrap())), BYTES as u64);
     // Not reached beyond this line, whatever the sum.
-    panic!("read {} from a file that is gone", sum(checkpoint.bytes(tensor)));
+    panic!("read {} from a file that is gone", sum(&checkpoint.bytes(tensor)));
 }
 
 #[test]

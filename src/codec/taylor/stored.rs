@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Taylor;
 use crate::{
-    checkpoint::{Dtype, bits_of, decode_to_f32},
+    checkpoint::{Dtype, TensorBytes, bits_of, decode_to_f32},
     codec::CodecError,
 };
 
@@ -45,9 +45,9 @@ pub struct Expansion<'a> {
     pub units: Vec<usize>,
     /// Where their polynomials stand.
     pub points: Points,
-    terms: &'a [u8],
-    merged: &'a [u8],
-    plain: &'a [u8],
+    terms: TensorBytes<'a>,
+    merged: TensorBytes<'a>,
+    plain: TensorBytes<'a>,
 }
 
 /// The largest k of the factors ±2^k that a hardened gate's rows are stored times.
@@ -59,13 +59,17 @@ impl<'a> Expansion<'a> {
     /// # Errors
     /// [`CodecError`] for tensors of other lengths, units that are not ascending columns, points that are no ranges, and
     /// numbers that are not finite.
-    pub fn new(format: Taylor, rows: usize, columns: usize, stored: &[&'a [u8]]) -> Result<Self, CodecError> {
+    pub fn new<B>(format: Taylor, rows: usize, columns: usize, stored: &[B]) -> Result<Self, CodecError>
+    where
+        B: Into<TensorBytes<'a>> + Clone,
+    {
+        let stored: Vec<TensorBytes<'a>> = stored.iter().cloned().map(Into::into).collect();
         format.validate(rows, columns)?;
         let tensors = format.tensors(rows, columns);
         if stored.len() != tensors.len() {
             return Err(CodecError::Length { what: "tensors", expected: tensors.len(), got: stored.len() });
         }
-        for (tensor, bytes) in tensors.iter().zip(stored) {
+        for (tensor, bytes) in tensors.iter().zip(&stored) {
             if bytes.len() != tensor.bytes() {
                 let (expected, got) = (tensor.bytes(), bytes.len());
                 return Err(CodecError::Length { what: "bytes of a stored tensor", expected, got });
@@ -83,7 +87,7 @@ impl<'a> Expansion<'a> {
             units.push(unit);
         }
         let mut numbers = vec![0.0; 4 * format.units];
-        decode_to_f32(Dtype::F32, stored[1], &mut numbers);
+        decode_to_f32(Dtype::F32, &stored[1], &mut numbers);
         let mut parts = numbers.chunks_exact(format.units).map(<[f32]>::to_vec);
         let mut part = || parts.next().unwrap_or_default();
         let points = Points { z0: part(), h: part(), lo: part(), hi: part() };
@@ -94,13 +98,16 @@ impl<'a> Expansion<'a> {
                 return Err(malformed("points", format!("unit {unit} has z0 {z0}, h {h}, range {lo} to {hi}")));
             }
         }
-        let (merged, plain) = stored[3..].split_at(usize::from(format.hardened));
-        let (merged, plain) = (merged.first().copied().unwrap_or_default(), plain.first().copied().unwrap_or_default());
-        let expansion = Self { format, rows, columns, units, points, terms: stored[0], merged, plain };
+        let mut stored = stored.into_iter();
+        let terms = stored.next().unwrap_or_default();
+        let mut rest = stored.skip(2);
+        let merged = if format.hardened { rest.next().unwrap_or_default() } else { TensorBytes::default() };
+        let plain = rest.next().unwrap_or_default();
+        let expansion = Self { format, rows, columns, units, points, terms, merged, plain };
         for (what, dtype, bytes) in [
-            ("terms", format.terms, expansion.terms),
-            ("merged terms", Dtype::F32, merged),
-            ("plain columns", format.plain, plain),
+            ("terms", format.terms, &expansion.terms),
+            ("merged terms", Dtype::F32, &expansion.merged),
+            ("plain columns", format.plain, &expansion.plain),
         ] {
             if let Some(found) = crate::checkpoint::scan_non_finite(dtype, bytes) {
                 return Err(malformed(what, format!("number {} is not finite", found.first_index)));
@@ -120,7 +127,7 @@ impl<'a> Expansion<'a> {
     #[must_use]
     pub fn merged(&self) -> Option<Vec<f32>> {
         let mut merged = vec![0.0; self.merged.len() / 4];
-        decode_to_f32(Dtype::F32, self.merged, &mut merged);
+        decode_to_f32(Dtype::F32, &self.merged, &mut merged);
         self.format.hardened.then_some(merged)
     }
 

@@ -343,7 +343,7 @@ fn another_encoders_artifact_decodes_exactly() {
     for entry in expected.tensors() {
         let (rows, columns) = (entry.shape[0], entry.shape[1]);
         let module = entry.name.strip_suffix(".weight").unwrap();
-        let tensors: Vec<&[u8]> = format
+        let tensors: Vec<_> = format
             .tensors(rows, columns)
             .into_iter()
             .map(|(suffix, dtype, shape)| {
@@ -353,9 +353,10 @@ fn another_encoders_artifact_decodes_exactly() {
                 artifact.bytes(stored)
             })
             .collect();
+        let tensors: Vec<&[u8]> = tensors.iter().map(|bytes| &bytes[..]).collect();
         let decoded = format.decode(rows, columns, &tensors, ScaleFormat::F32).unwrap();
         let mut reference = vec![0.0; rows * columns];
-        decode_to_f32(entry.dtype, expected.bytes(entry), &mut reference);
+        decode_to_f32(entry.dtype, &expected.bytes(entry), &mut reference);
         assert_eq!(decoded, reference, "{module}");
         let parts = format.unpack(rows, columns, &tensors).unwrap();
         let again = format.pack(rows, columns, &parts).unwrap();

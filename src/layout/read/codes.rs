@@ -7,7 +7,7 @@ use super::super::{
     gguf::blocks,
     streams::{transpose, unpack_rows},
 };
-use crate::checkpoint::{Checkpoint, GgmlType, TensorEntry};
+use crate::checkpoint::{Checkpoint, GgmlType, Ranged, TensorBytes, TensorEntry};
 
 /// Codes of a matrix in a checkpoint.
 #[derive(Debug, Clone)]
@@ -33,8 +33,8 @@ pub(super) fn slice<'a>(
     first: usize,
     count: usize,
     width: usize,
-) -> &'a [u8] {
-    &checkpoint.bytes(entry)[first * width..][..count * width]
+) -> TensorBytes<'a> {
+    checkpoint.range(entry, first * width..(first + count) * width)
 }
 
 impl Codes {
@@ -43,7 +43,7 @@ impl Codes {
         match self {
             Self::Stream { entry, bits, row_bytes, flip } => {
                 let packed = slice(checkpoint, entry, first_row, rows, *row_bytes);
-                let mut codes = unpack_rows(packed, columns, *bits, *row_bytes);
+                let mut codes = unpack_rows(&packed, columns, *bits, *row_bytes);
                 if *flip != 0 {
                     for code in &mut codes {
                         *code ^= flip;
@@ -53,7 +53,7 @@ impl Codes {
             }
             Self::Fields { entry, bits, row_words } => {
                 let packed = slice(checkpoint, entry, first_row, rows, row_words * 4);
-                unpack_fields(packed, columns, *bits, *row_words)
+                unpack_fields(&packed, columns, *bits, *row_words)
             }
             Self::AlongInput { entry, bits, rows: all_rows } => {
                 let row_words = columns * *bits as usize / 32;
@@ -66,10 +66,10 @@ impl Codes {
                 unpack_rows(&streams, columns, *bits, row_words * 4)
             }
             Self::AwqWords { entry, rows: all_rows } => {
-                awq_values(checkpoint.bytes(entry), *all_rows, columns, first_row, rows)
+                awq_values(Ranged::Tensor(checkpoint, entry), *all_rows, columns, first_row, rows)
             }
             Self::Blocks { entry, kind } => {
-                blocks::codes(*kind, slice(checkpoint, entry, first_row, rows, blocks::row_bytes(*kind, columns)))
+                blocks::codes(*kind, &slice(checkpoint, entry, first_row, rows, blocks::row_bytes(*kind, columns)))
             }
             Self::Sparse24 { values, mask, flip } => {
                 let mut codes = vec![*flip; rows * columns];
@@ -105,7 +105,7 @@ impl Codes {
             }
             Self::AlongInput { entry, .. } | Self::AwqWords { entry, .. } => {
                 if all {
-                    checkpoint.release(entry, 0..checkpoint.bytes(entry).len());
+                    checkpoint.release(entry, 0..entry.bytes as usize);
                 }
             }
         }
@@ -125,17 +125,19 @@ fn unpack_fields(packed: &[u8], columns: usize, bits: u8, row_words: usize) -> V
 }
 
 /// Values `[rows, width]` from AWQ's words `[width, all_rows / 8]`.
-pub(super) fn awq_values(bytes: &[u8], all_rows: usize, width: usize, first_row: usize, rows: usize) -> Vec<u8> {
+pub(super) fn awq_values(bytes: Ranged<'_>, all_rows: usize, width: usize, first_row: usize, rows: usize) -> Vec<u8> {
     let mut values = vec![0; rows * width];
     let word_columns = all_rows / 8;
     let end = first_row + rows;
+    let touched = first_row / 8..end.div_ceil(8);
     for index in 0..width {
-        for word_column in first_row / 8..end.div_ceil(8) {
-            let start = (index * word_columns + word_column) * 4;
+        let start = index * word_columns;
+        let words = bytes.range((start + touched.start) * 4..(start + touched.end) * 4);
+        for (word, word_column) in words.as_chunks::<4>().0.iter().zip(touched.clone()) {
             for (nibble, column) in ORDER.iter().enumerate() {
                 let row = word_column * 8 + column;
                 if (first_row..end).contains(&row) {
-                    values[(row - first_row) * width + index] = bytes[start + nibble / 2] >> (nibble % 2 * 4) & 15;
+                    values[(row - first_row) * width + index] = word[nibble / 2] >> (nibble % 2 * 4) & 15;
                 }
             }
         }

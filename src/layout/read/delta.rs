@@ -95,8 +95,8 @@ fn find_rows(checkpoint: &Checkpoint, name: &str, tensor: BaseTensor) -> Result<
     let count = elements(&stored);
     expect_shape(&stored, &[count], "the numbers of rows")?;
     expect_shape(&values, &[count, columns], "a row for each number")?;
-    let numbers = checkpoint.bytes(&stored).chunks_exact(8);
-    let numbers = numbers.map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
+    let bytes = checkpoint.bytes(&stored);
+    let numbers = bytes.chunks_exact(8).map(|b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]));
     let indices: Vec<usize> = numbers.filter_map(|number| usize::try_from(number).ok()).collect();
     let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
     if !ascending || indices.len() != count || indices.last().is_some_and(|&last| last >= rows) {

@@ -67,7 +67,7 @@ impl LogicalCheckpoint {
         let Some(index) = self.index(name) else { return Ok(None) };
         let Stored::Whole { matrix, .. } = &self.stored[index] else { return Ok(None) };
         let WholeCodes::Whole { format: Whole::Taylor(format), entries } = &matrix.codes else { return Ok(None) };
-        let stored: Vec<&[u8]> = entries.iter().map(|entry| self.checkpoint.bytes(entry)).collect();
+        let stored: Vec<_> = entries.iter().map(|entry| self.checkpoint.bytes(entry)).collect();
         let expansion = Expansion::new(*format, matrix.rows, matrix.columns, &stored);
         let expansion =
             expansion.map_err(|error| LayoutError::Value { tensor: name.to_owned(), message: error.to_string() })?;

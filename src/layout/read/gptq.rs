@@ -58,8 +58,8 @@ pub(super) fn act_order(
 ) -> Result<Option<Vec<u32>>, LayoutError> {
     expect_type(entry, WORDS.0, WORDS.1)?;
     expect_shape(entry, &[columns], "a group for each column")?;
-    let words = checkpoint.bytes(entry).as_chunks::<4>().0.iter();
-    let indices: Vec<u32> = words.map(|&word| u32::from_le_bytes(word)).collect();
+    let bytes = checkpoint.bytes(entry);
+    let indices: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
     if let Some(column) = indices.iter().position(|&group| group as usize >= groups) {
         let message = format!("column {column} is in group {} of {groups}", indices[column].cast_signed());
         return Err(LayoutError::Value { tensor: entry.name.clone(), message });

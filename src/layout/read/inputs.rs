@@ -36,7 +36,7 @@ impl LogicalCheckpoint {
             if entry.shape.iter().product::<usize>() != 1 || !crate::checkpoint::is_float(entry.dtype) {
                 return None;
             }
-            crate::checkpoint::decode_to_f32(entry.dtype, self.checkpoint.bytes(entry), &mut scale);
+            crate::checkpoint::decode_to_f32(entry.dtype, &self.checkpoint.bytes(entry), &mut scale);
             Some(scale[0])
         };
         match (eight, float, arguments["strategy"].as_str(), arguments["dynamic"].as_bool()) {

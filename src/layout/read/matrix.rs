@@ -56,7 +56,7 @@ impl CodedMatrix {
         let number = |entry: &TensorEntry| match entry.dtype {
             // Only int8 zero points are stored as integers: −128 stands for 0.
             Dtype::I8 => checkpoint.bytes(entry).first().map(|&zero| f32::from(zero ^ 0x80)),
-            dtype => decode_scales(dtype, checkpoint.bytes(entry)).first().copied(),
+            dtype => decode_scales(dtype, &checkpoint.bytes(entry)).first().copied(),
         };
         Ok(MatrixParameters {
             tensor_scale: self.tensor_scale.as_ref().and_then(number),
@@ -67,17 +67,17 @@ impl CodedMatrix {
 
     fn read_outliers(&self, checkpoint: &Checkpoint, entries: &OutlierEntries) -> Result<Outliers, LayoutError> {
         let words = |entry: &TensorEntry| {
-            let words = checkpoint.bytes(entry).as_chunks::<4>().0.iter();
-            words.map(|&word| u32::from_le_bytes(word)).collect::<Vec<_>>()
+            let bytes = checkpoint.bytes(entry);
+            bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect::<Vec<_>>()
         };
         let columns = match entries.columns.dtype {
             Dtype::I16 => {
-                let halves = checkpoint.bytes(&entries.columns).as_chunks::<2>().0.iter();
-                halves.map(|&half| u32::from(u16::from_le_bytes(half))).collect()
+                let bytes = checkpoint.bytes(&entries.columns);
+                bytes.as_chunks::<2>().0.iter().map(|&half| u32::from(u16::from_le_bytes(half))).collect()
             }
             _ => words(&entries.columns),
         };
-        let values = decode_scales(entries.values.dtype, checkpoint.bytes(&entries.values));
+        let values = decode_scales(entries.values.dtype, &checkpoint.bytes(&entries.values));
         let outliers = Outliers { row_starts: words(&entries.row_starts), columns, values };
         let malformed = |message: String| LayoutError::Value { tensor: entries.row_starts.name.clone(), message };
         let count = elements(&entries.columns);

@@ -27,7 +27,7 @@ use super::{
     gguf::rows::{HeadOrder, Reordered},
 };
 use crate::{
-    checkpoint::{Checkpoint, Dtype, TensorEntry, is_float},
+    checkpoint::{Checkpoint, Dtype, Ranged, TensorEntry, is_float},
     codec::{
         CodecError, CodedRows, Coding, DenseRows, Factors, MatrixParameters, Rotations, RowSource, Whole,
         factors::{EXACT, LATENT, OUTPUT},
@@ -441,7 +441,7 @@ impl LogicalCheckpoint {
         }
         let no_tensor = || LayoutError::NoSuchTensor { name: tensor.name.clone() };
         let entry: &TensorEntry = tensor.parts.first().and_then(|part| self.checkpoint.tensor(part)).ok_or_else(no_tensor)?;
-        let bytes = self.checkpoint.bytes(entry);
+        let bytes = Ranged::Tensor(&self.checkpoint, entry);
         let (stack, last) = entry.shape.split_at(entry.shape.len().saturating_sub(1));
         let (rows, columns) = (stack.iter().product(), last.first().copied().unwrap_or(1));
         let source = match stack.split_last() {
@@ -504,8 +504,9 @@ fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Result<Vec<Foun
 
 /// Refuses a mask that does not keep half of each row: values would slip into other places.
 fn check_mask(checkpoint: &Checkpoint, matrix: &SparseMatrix) -> Result<(), LayoutError> {
-    let rows = checkpoint.bytes(&matrix.mask).chunks_exact(matrix.columns.div_ceil(8));
-    for (row, mask) in rows.enumerate() {
+    let row_bytes = matrix.columns.div_ceil(8);
+    for row in 0..matrix.rows {
+        let mask = checkpoint.range(&matrix.mask, row * row_bytes..(row + 1) * row_bytes);
         let set: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
         if set as usize != matrix.columns / 2 {
             let message = format!("row {row} keeps {set} of {} weights; expected half", matrix.columns);

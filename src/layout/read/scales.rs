@@ -7,7 +7,7 @@ use super::{
     super::streams::{decode_scales, transpose, unpack_rows},
     codes::{awq_values, slice},
 };
-use crate::checkpoint::{Checkpoint, GgmlType, TensorEntry, bits_of};
+use crate::checkpoint::{Checkpoint, GgmlType, Ranged, TensorEntry, bits_of};
 
 /// Scales, one per group.
 #[derive(Debug, Clone)]
@@ -50,18 +50,18 @@ impl Scales {
             Self::Tensor => Vec::new(),
             Self::Rows { entry } => {
                 let width = groups * bits_of(entry.dtype) / 8;
-                decode_scales(entry.dtype, slice(checkpoint, entry, scale_rows.start, scale_rows.len(), width))
+                decode_scales(entry.dtype, &slice(checkpoint, entry, scale_rows.start, scale_rows.len(), width))
             }
             Self::Blocks { entry, kind } => {
                 let width = groups * kind.block_bytes();
-                blocks::scales(*kind, slice(checkpoint, entry, scale_rows.start, scale_rows.len(), width))
+                blocks::scales(*kind, &slice(checkpoint, entry, scale_rows.start, scale_rows.len(), width))
             }
             Self::Turned { entry } => {
                 let (rows, width) = (entry.shape[1], bits_of(entry.dtype) / 8);
                 let mut turned = Vec::with_capacity(groups * scale_rows.len());
                 for group in 0..groups {
                     let run = slice(checkpoint, entry, group * rows + scale_rows.start, scale_rows.len(), width);
-                    turned.extend(decode_scales(entry.dtype, run));
+                    turned.extend(decode_scales(entry.dtype, &run));
                 }
                 transpose(&turned, groups, scale_rows.len())
             }
@@ -78,19 +78,19 @@ impl Zeros {
             Self::None => Vec::new(),
             Self::Float { entry } => {
                 let width = groups * bits_of(entry.dtype) / 8;
-                decode_scales(entry.dtype, slice(checkpoint, entry, first, count, width))
+                decode_scales(entry.dtype, &slice(checkpoint, entry, first, count, width))
             }
             Self::Minima { entry } => {
                 let width = groups * GgmlType::Q4_1.block_bytes();
-                blocks::minima(slice(checkpoint, entry, first, count, width))
+                blocks::minima(&slice(checkpoint, entry, first, count, width))
             }
             Self::Signed { entry, bits } => {
-                let signed = slice(checkpoint, entry, first, count, groups).iter();
+                let signed = slice(checkpoint, entry, first, count, groups);
                 let offset = 1i16 << (bits - 1);
-                signed.map(|&zero| f32::from(i16::from(zero.cast_signed()) + offset)).collect()
+                signed.iter().map(|&zero| f32::from(i16::from(zero.cast_signed()) + offset)).collect()
             }
             Self::Stream { entry, bits, row_bytes } => {
-                floats(unpack_rows(slice(checkpoint, entry, first, count, *row_bytes), groups, *bits, *row_bytes))
+                floats(unpack_rows(&slice(checkpoint, entry, first, count, *row_bytes), groups, *bits, *row_bytes))
             }
             Self::DownRows { entry, bits, fields } => {
                 let bytes = checkpoint.bytes(entry);
@@ -98,7 +98,7 @@ impl Zeros {
                 let mut zeros = Vec::with_capacity(count * groups);
                 for row in scale_rows {
                     for group in 0..groups {
-                        let word = |index: usize| word_at(bytes, index * groups + group);
+                        let word = |index: usize| word_at(&bytes, index * groups + group);
                         zeros.push(f32::from(field(word, words, row, *bits, *fields)));
                     }
                 }
@@ -111,13 +111,13 @@ impl Zeros {
                 let mut zeros = Vec::with_capacity(count * groups);
                 for row in scale_rows {
                     for group in 0..groups {
-                        let word = |index: usize| word_at(bytes, group * words + index);
+                        let word = |index: usize| word_at(&bytes, group * words + index);
                         zeros.push(f32::from(field(word, words, row, *bits, 0).wrapping_add(*added) & mask));
                     }
                 }
                 zeros
             }
-            Self::AwqWords { entry, rows } => floats(awq_values(checkpoint.bytes(entry), *rows, groups, first, count)),
+            Self::AwqWords { entry, rows } => floats(awq_values(Ranged::Tensor(checkpoint, entry), *rows, groups, first, count)),
         }
     }
 }

@@ -94,10 +94,10 @@ impl RowSource for SparseSource<'_> {
         let dtype: Dtype = values.dtype;
         let kept_bytes = slice(self.checkpoint, values, first_row, rows, columns / 2 * bits_of(dtype) / 8);
         let mut kept = vec![0.0; rows * columns / 2];
-        decode_to_f32(dtype, kept_bytes, &mut kept);
+        decode_to_f32(dtype, &kept_bytes, &mut kept);
         let mask_bytes = columns.div_ceil(8);
-        let masks = slice(self.checkpoint, mask, first_row, rows, mask_bytes).chunks_exact(mask_bytes);
-        let rows_of_both = masks.zip(kept.chunks_exact(columns / 2));
+        let masks = slice(self.checkpoint, mask, first_row, rows, mask_bytes);
+        let rows_of_both = masks.chunks_exact(mask_bytes).zip(kept.chunks_exact(columns / 2));
         for ((mask, kept), out) in rows_of_both.zip(out.chunks_exact_mut(*columns)) {
             let mut kept = kept.iter();
             for (column, out) in out.iter_mut().enumerate() {

@@ -53,12 +53,12 @@ impl WholeMatrix {
                 values
             }
             WholeCodes::Whole { format, entries } => {
-                let part = |entry| {
-                    let bytes = checkpoint.bytes(entry);
-                    let length = bytes.len() / self.stack.max(1);
-                    &bytes[index * length..(index + 1) * length]
+                let part = |entry: &TensorEntry| {
+                    let length = entry.bytes as usize / self.stack.max(1);
+                    checkpoint.range(entry, index * length..(index + 1) * length)
                 };
-                let stored: Vec<&[u8]> = entries.iter().map(part).collect();
+                let parts: Vec<_> = entries.iter().map(part).collect();
+                let stored: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
                 format.decode(self.rows, self.columns, &stored)?
             }
         };

@@ -44,7 +44,7 @@ pub(super) fn encode(
             if !selectable || sparse.pattern() != Pattern::TWO_OF_FOUR || dtype != encode.matrix.dense_dtype {
                 return Ok(None);
             }
-            let stored = Plain { dtype, bytes, rows, columns };
+            let stored = Plain { dtype, bytes: &bytes, rows, columns };
             Ok(masked(&stored, *sparse, expert, context.layout.masked_form()))
         }
         (Settings::BitDelta(_), Coding::Whole(Whole::Delta(delta)))
