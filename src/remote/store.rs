@@ -241,7 +241,8 @@ fn boxed(client: impl ObjectStore) -> Box<dyn ObjectStore> {
 fn short(message: &str) -> String {
     const MOST_CHARACTERS: usize = 400;
     let line = message.lines().next().unwrap_or_default();
-    let words = line.split(' ').map(|word| if word.contains("://") { word.split('?').next().unwrap_or(word) } else { word });
+    let words =
+        line.split(' ').map(|word| if word.contains("://") { word.split('?').next().unwrap_or(word) } else { word });
     words.collect::<Vec<_>>().join(" ").chars().take(MOST_CHARACTERS).collect()
 }
 
