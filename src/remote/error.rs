@@ -68,7 +68,9 @@ impl RemoteError {
         match self {
             Self::Malformed { .. } | Self::NotBuilt { .. } => ExitCode::Usage,
             Self::Changed { .. } | Self::Missing { .. } | Self::TooMany { .. } => ExitCode::Input,
-            Self::Client { .. } | Self::Request { .. } | Self::Foreign { .. } | Self::Disk { .. } | Self::NoStaging => ExitCode::Environment,
+            Self::Client { .. } | Self::Request { .. } | Self::Foreign { .. } | Self::Disk { .. } | Self::NoStaging => {
+                ExitCode::Environment
+            }
         }
     }
 }

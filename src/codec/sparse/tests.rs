@@ -248,9 +248,9 @@ fn bitmasks_are_the_bytes_of_compressed_tensors() {
         }
         let mask = Mask::new(Pattern::TWO_OF_FOUR, rows, columns, found).unwrap();
         let stored = bitmask::encode(values.dtype, &dense, &mask).unwrap();
-        assert!(stored.bitmask == bits, "{module}: mask");
-        assert!(stored.compressed == checkpoint.bytes(values), "{module}: values");
-        assert!(stored.shape == checkpoint.bytes(part("shape")), "{module}: shape");
+        assert!(bits == stored.bitmask, "{module}: mask");
+        assert!(checkpoint.bytes(values) == stored.compressed, "{module}: values");
+        assert!(checkpoint.bytes(part("shape")) == stored.shape, "{module}: shape");
         for (tensor, entry) in
             bitmask::tensors(rows, columns, values.dtype).iter().zip([values, part("bitmask"), part("shape")])
         {
