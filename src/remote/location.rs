@@ -102,6 +102,7 @@ impl Location {
     }
 
     /// The URL of what is named below.
+    #[cfg_attr(not(feature = "object-store"), expect(dead_code, reason = "there is no client"))]
     pub(super) fn url_of(&self, name: &str) -> String {
         format!("{self}/{name}")
     }

@@ -65,7 +65,6 @@ impl Store {
 
     /// All objects below the location, by name. Names that are no plain relative paths are passed over.
     pub(super) fn list(&self) -> Result<Vec<Object>, RemoteError> {
-        use futures_core::Stream;
         let mut objects = Vec::new();
         let found = self.block(async {
             let mut listing = self.client.list(Some(&self.prefix));

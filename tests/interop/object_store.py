@@ -378,6 +378,7 @@ def main():
             if not arguments.only or arguments.only in check.__name__:
                 print(f"{check.__name__.removeprefix('check_')}: {check.__doc__.splitlines()[0]}", flush=True)
                 check(bench)
+        print("all as expected")
 
 
 if __name__ == "__main__":
