@@ -230,7 +230,8 @@ fn bitmasks_are_the_bytes_of_compressed_tensors() {
         // The dense matrix, put together from the mask bit by bit.
         let bytes = bits_of(values.dtype) / 8;
         let bits = checkpoint.bytes(part("bitmask"));
-        let mut kept = checkpoint.bytes(values).chunks_exact(bytes);
+        let stored_values = checkpoint.bytes(values);
+        let mut kept = stored_values.chunks_exact(bytes);
         let mut dense = Vec::new();
         for row in 0..rows {
             for column in 0..columns {
