@@ -142,8 +142,8 @@ fn what_is_absent_is_named_with_the_command_that_fetches_it() {
     assert!(text.contains("`org/tinny` is not in the hub cache"), "{text}");
     assert!(text.contains(&cache.root().join("models--org--tinny").display().to_string()), "{text}");
     assert!(text.contains("there is org/tiny") && text.contains("`hf download org/tinny`"), "{text}");
-    let text = cache.refusal("hub:other/thing@v2");
-    assert!(text.contains("`hf download other/thing --revision v2`") && !text.contains("there is"), "{text}");
+    let text = cache.refusal("hub:other/gemma-27b@v2");
+    assert!(text.contains("`hf download other/gemma-27b --revision v2`") && !text.contains("there is"), "{text}");
     let text = cache.refusal("hub:org/tiny@v9");
     assert!(text.contains("revision `v9` of `org/tiny`") && text.contains("there is main"), "{text}");
     assert!(text.contains("`hf download org/tiny --revision v9`"), "{text}");

@@ -98,7 +98,8 @@ pub fn is_hub_id(path: &Path) -> bool {
 /// [`HubError`].
 pub fn resolve_hub_id(path: &Path) -> Result<PathBuf, CheckpointError> {
     let Some(id) = path.to_str().and_then(|text| text.strip_prefix(PREFIX)) else { return Ok(path.to_owned()) };
-    let id = Id::parse(id).ok_or_else(|| HubError::Malformed { given: format!("{PREFIX}{}", super::error::shown(id)) })?;
+    let id =
+        Id::parse(id).ok_or_else(|| HubError::Malformed { given: format!("{PREFIX}{}", super::error::shown(id)) })?;
     let cache = cache_folder(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from));
     Ok(id.find(&cache.ok_or(HubError::NoCache)?)?)
 }
@@ -140,7 +141,9 @@ impl<'a> Id<'a> {
             let parts = || revision.split('/');
             !revision.starts_with('-')
                 && parts().all(|part| !part.is_empty() && part != "." && part != "..")
-                && !revision.contains(|character: char| character.is_control() || character.is_whitespace() || "\\:".contains(character))
+                && !revision.contains(|character: char| {
+                    character.is_control() || character.is_whitespace() || "\\:".contains(character)
+                })
         };
         let well_formed = name.split('/').count() <= 2 && name.split('/').all(is_part);
         (well_formed && revision.is_none_or(is_revision)).then_some(Self { name, revision })
@@ -264,9 +267,28 @@ mod tests {
     #[test]
     fn hostile_and_malformed_ids_are_refused() {
         for id in [
-            "", "/", "org/", "/name", "../name", "org/..", "org/../x", "a/b/c", "org/na me", "org/name@", "org/name@../x",
-            "org/name@a//b", "org/name@/etc", "org--x/name", ".org/name", "org/name.", "org\\name", "org/name@a\\b",
-            "org/name@-x", "org/n\u{e4}me", "org/name@a b", "org/name@..",
+            "",
+            "/",
+            "org/",
+            "/name",
+            "../name",
+            "org/..",
+            "org/../x",
+            "a/b/c",
+            "org/na me",
+            "org/name@",
+            "org/name@../x",
+            "org/name@a//b",
+            "org/name@/etc",
+            "org--x/name",
+            ".org/name",
+            "org/name.",
+            "org\\name",
+            "org/name@a\\b",
+            "org/name@-x",
+            "org/n\u{e4}me",
+            "org/name@a b",
+            "org/name@..",
         ] {
             assert!(Id::parse(id).is_none(), "{id}");
         }

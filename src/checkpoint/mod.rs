@@ -28,8 +28,8 @@ pub use hub::{HubError, is_hub_id, resolve_hub_id};
 pub use index::Index;
 pub use lost::until_lost;
 pub(crate) use mapped::MappedFile;
-pub use ranged::{PIECE_BYTES, Ranged, TensorBytes};
 pub use parse::{HEADER_CAP_BYTES, Header, HeaderTensor, MAXIMUM_RANK, parse_header};
+pub use ranged::{PIECE_BYTES, Ranged, TensorBytes};
 
 pub(crate) use small_files::is_weights;
 

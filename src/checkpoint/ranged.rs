@@ -190,16 +190,13 @@ impl Checkpoint {
 
     /// A range of a tensor's bytes in pieces of at most [`PIECE_BYTES`], each with where it starts in the tensor; a
     /// piece never cuts a number.
-    pub fn pieces(
-        &self,
-        entry: &TensorEntry,
-        range: Range<usize>,
-    ) -> impl Iterator<Item = (usize, TensorBytes<'_>)> {
+    pub fn pieces(&self, entry: &TensorEntry, range: Range<usize>) -> impl Iterator<Item = (usize, TensorBytes<'_>)> {
         let end = range.end.min(entry.bytes as usize);
         let entry = entry.clone();
-        range.step_by(PIECE_BYTES).take_while(move |start| *start < end).map(move |start| {
-            (start, self.range(&entry, start..end.min(start + PIECE_BYTES)))
-        })
+        range
+            .step_by(PIECE_BYTES)
+            .take_while(move |start| *start < end)
+            .map(move |start| (start, self.range(&entry, start..end.min(start + PIECE_BYTES))))
     }
 }
 

@@ -144,7 +144,10 @@ pub fn execute(arguments: &InspectArguments, output: &Output) -> Result<ExitCode
     }
     if let (Ok(logical), true) = (&logical, arguments.tensor.is_empty()) {
         report.cache = cache(logical)?;
-        report.find_sparsity(logical, &map);
+        // It looks into every tensor, which of a store would fetch the whole model.
+        if !checkpoint.is_remote() {
+            report.find_sparsity(logical, &map);
+        }
     }
     if let (Ok(logical), false) = (&logical, arguments.tensor.is_empty()) {
         report.statistics = statistics::gather(&arguments.tensor, logical, &map)?;

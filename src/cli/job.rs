@@ -11,6 +11,7 @@ use crate::{
     model::ModelMap,
     plan::{Inputs, Options, Plan},
     recipe::{Overrides, Recipe},
+    remote::is_remote,
 };
 
 /// The arguments that decide the plan.
@@ -73,7 +74,8 @@ pub(super) fn open_model(path: &Path, base: Option<&PathBuf>) -> Result<LogicalC
         }
         (Some(base), true) => {
             let base = LogicalCheckpoint::open(Checkpoint::open(base)?)?;
-            Manifest::read(path)?.require_base(path, base.checkpoint())?;
+            let folder = if is_remote(path) { source.checkpoint().root() } else { path };
+            Manifest::read(folder)?.require_base(path, base.checkpoint())?;
             Ok(source.with_base(base)?)
         }
     }

@@ -56,7 +56,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     crate::platform::install_sigbus_handler();
     let output = Output::new(&command_line.global, command_line.command.json());
-    let done = models::resolve(&mut command_line.command).map_err(anyhow::Error::from);
+    let done = models::resolve(&mut command_line.command);
     let done = done.and_then(|()| {
         let lost = until_lost(|| execute(&command_line.command, &output));
         lost.unwrap_or_else(|error| Err(error.into()))

@@ -1,13 +1,13 @@
 //! Ids of models in arguments become the folders that they stand for.
 
-use super::Command;
-use crate::checkpoint::{CheckpointError, resolve_hub_id};
+use super::{CliError, Command};
+use crate::{checkpoint::resolve_hub_id, remote::is_remote};
 
 /// Puts the folders of the hub cache in place of ids, wherever an argument names a checkpoint or an artifact.
 ///
 /// # Errors
-/// When an id is malformed or the cache does not hold the model.
-pub(super) fn resolve(command: &mut Command) -> Result<(), CheckpointError> {
+/// When an id is malformed or the cache does not hold the model, and for a URL where a command needs a folder.
+pub(super) fn resolve(command: &mut Command) -> Result<(), anyhow::Error> {
     let named = match command {
         Command::Run(arguments) => vec![arguments.model.as_mut(), arguments.base.as_mut()],
         Command::Plan(arguments) => vec![arguments.model.as_mut(), arguments.base.as_mut()],
@@ -27,14 +27,27 @@ pub(super) fn resolve(command: &mut Command) -> Result<(), CheckpointError> {
         Command::Audit(arguments) => vec![Some(&mut arguments.artifact), arguments.source.as_mut()],
         Command::Masks(arguments) => vec![Some(&mut arguments.model), arguments.base.as_mut()],
         // The recipe that `init` writes keeps the id.
-        Command::Init(_)
-        | Command::Devices(_)
-        | Command::Schema(_)
-        | Command::Completions(_)
-        | Command::Man(_) => Vec::new(),
+        Command::Init(_) | Command::Devices(_) | Command::Schema(_) | Command::Completions(_) | Command::Man(_) => {
+            Vec::new()
+        }
     };
     for path in named.into_iter().flatten() {
         *path = resolve_hub_id(path)?;
     }
-    Ok(())
+    let local = match command {
+        Command::Check(arguments) => Some((&arguments.artifact, "check")),
+        Command::Import(arguments) => Some((&arguments.out, "import")),
+        Command::Export(arguments) => Some((&arguments.out, "export")),
+        Command::Decode(arguments) => Some((&arguments.out, "decode")),
+        Command::Masks(arguments) => Some((&arguments.out, "masks")),
+        _ => None,
+    };
+    match local.filter(|(path, _)| is_remote(path)) {
+        Some((path, command)) => {
+            let message = format!("{} is in an object store; `{command}` needs a path on this machine", path.display());
+            let hint = Some("only `run` writes to object stores; `verify` checks what lies there".into());
+            Err(CliError::Usage { message, hint }.into())
+        }
+        None => Ok(()),
+    }
 }

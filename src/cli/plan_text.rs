@@ -23,7 +23,7 @@ struct Row {
 #[must_use]
 pub fn plan_text(plan: &Plan) -> String {
     let mut text = String::new();
-    let free = crate::platform::free_disk_bytes(crate::plan::existing_parent(&plan.out)).ok();
+    let free = crate::platform::free_disk_bytes(crate::plan::existing_parent(&plan.staged_out())).ok();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{} · {} → {}", plan.architecture, plan.model.display(), plan.out.display());
     let _ = writeln!(text, "layout {}, {} files", plan.layout.as_str(), plan.files.len() + plan.small_files.len());

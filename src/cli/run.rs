@@ -11,12 +11,14 @@ use std::{
 use super::{
     CliError, Denied, Device, Output, RunArguments,
     job::{self, Job},
+    meter::Meter,
     plan_text::bytes_text,
     progress::Reporter,
 };
 use crate::{
     ExitCode, compute,
     plan::{Action, Plan},
+    remote::{Standing, Target, Uploaded},
     run::{self, Outcome},
 };
 
@@ -64,6 +66,17 @@ pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, an
     for fallback in &plan.fallbacks {
         output.warning(&fallback.message);
     }
+    let out = plan.out.clone();
+    let target = Target::open(&out)?;
+    if let Some(target) = &target {
+        if let Standing::Artifact(folder) = target.standing()?
+            && run::standing(&plan, &source, folder.path(), arguments.fresh)?.is_some()
+        {
+            output.result(&format!("{} is complete already: nothing to do", out.display()))?;
+            return Ok(ExitCode::Done);
+        }
+        target.local().clone_into(&mut plan.out);
+    }
     let stop = stop_flag()?;
     let reporter = Reporter::new(output, plan.units.len());
     let outcome = run::run(
@@ -83,10 +96,25 @@ pub fn execute(arguments: &RunArguments, output: &Output) -> Result<ExitCode, an
     if let Some(failure) = &outcome.device_failure {
         output.warning(&format!("{failure}; what it failed at was computed on the processor"));
     }
+    let mut uploaded = None;
+    if let Some(target) = &target {
+        let meter = Meter::new(output, "uploading");
+        let done = target.upload(arguments.fresh, &|done, total| meter.bytes(done, total));
+        meter.finish();
+        uploaded = Some(done?);
+        plan.out = out;
+    }
     if output.json() {
         output.json_event(&outcome.manifest)?;
     } else {
-        let mut text = summary(&plan, &outcome);
+        let mut text = summary(&plan, &outcome, uploaded.is_some());
+        if let Some(Uploaded { written, kept, bytes }) = uploaded {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\nuploaded {written} files, {}", bytes_text(bytes));
+            if kept > 0 {
+                let _ = write!(text, "; {kept} were there from an earlier run");
+            }
+        }
         if let Some((_, reason)) = &chosen {
             // Writing to a String cannot fail.
             let _ = write!(text, "\n{reason}");
@@ -110,9 +138,9 @@ fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
     Ok(stop)
 }
 
-fn summary(plan: &Plan, outcome: &Outcome) -> String {
+fn summary(plan: &Plan, outcome: &Outcome, uploaded: bool) -> String {
     let totals = &outcome.manifest.totals;
-    if outcome.was_complete {
+    if outcome.was_complete && !uploaded {
         return format!("{} is complete already: nothing to do", plan.out.display());
     }
     // Writing to a String cannot fail.

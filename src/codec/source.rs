@@ -63,12 +63,7 @@ impl<'a> DenseRows<'a> {
     ///
     /// # Errors
     /// [`CodecError`] when the type is not a float, or shape and bytes disagree.
-    pub fn new(
-        dtype: Dtype,
-        bytes: impl Into<Ranged<'a>>,
-        rows: usize,
-        columns: usize,
-    ) -> Result<Self, CodecError> {
+    pub fn new(dtype: Dtype, bytes: impl Into<Ranged<'a>>, rows: usize, columns: usize) -> Result<Self, CodecError> {
         let bytes = bytes.into();
         if !is_float(dtype) {
             let problem = format!("{dtype:?} is not a float type");

@@ -152,7 +152,8 @@ fn factors<'a>(
     let part = |suffix: &str| -> Result<Dictionary<'a>, ExchangeError> {
         let name = format!("{module}{suffix}.weight");
         let entry = checkpoint.tensor(&name).ok_or_else(|| ExchangeError::tensor(&name, "is missing"))?;
-        let tensor = TorchTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes: checkpoint.mapped_bytes(entry)? };
+        let tensor =
+            TorchTensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes: checkpoint.mapped_bytes(entry)? };
         Ok(Dictionary::from([(WEIGHT.to_owned(), tensor)]))
     };
     Ok((rank, [part("_a")?, part("_b")?]))

@@ -88,7 +88,8 @@ pub fn import_cskv(
         let Some((checkpoint, entry)) = base.stored_bytes_of(&tensor.name).filter(|_| tensor.is_plain()) else {
             return Err(ExchangeError::tensor(&tensor.name, "the base stores it in codes"));
         };
-        let (name, dtype, shape, bytes) = (&tensor.name, entry.dtype, entry.shape.clone(), checkpoint.mapped_bytes(entry)?);
+        let (name, dtype, shape, bytes) =
+            (&tensor.name, entry.dtype, entry.shape.clone(), checkpoint.mapped_bytes(entry)?);
         given.insert(name.clone(), Given { dtype, shape: shape.clone(), bytes });
         let (name, parts) = (name.clone(), vec![name.clone()]);
         tensors.push(Imports { name, parts, dtype, shape, fate: Fate::Whole(Cow::Borrowed(bytes)) });

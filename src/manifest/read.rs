@@ -12,6 +12,9 @@ use crate::checkpoint::bits_of;
 /// Every way in which a manifest can be wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    /// The artifact that it is of cannot be opened.
+    #[error(transparent)]
+    Artifact(crate::checkpoint::CheckpointError),
     /// It cannot be read from disk.
     #[error("cannot read the manifest {}: {source}", path.display())]
     Unreadable {

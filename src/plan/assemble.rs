@@ -15,6 +15,7 @@ use crate::{
     layout::{BaseTensors, CachePolicy, Contained, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, Refusal, TensorSpec},
     manifest::Fallback,
     model::{MappedTensor, Role},
+    remote::fetching_bytes,
 };
 
 /// What was decided, before it has places.
@@ -134,14 +135,17 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
     let config = (quantization_config.as_ref(), &members[..]);
     let small_files = small_files::small_files(checkpoint, config, extra_files, &units, &files)?;
     let stored = checkpoint.tensors().len() + units.iter().map(|unit| unit.outputs.len()).sum::<usize>();
-    let mut memory: MemoryPlan = memory::schedule(&units, target, stored, options)?;
+    let all = inputs.source.base().into_iter().chain(inputs.source.merged()).chain([inputs.source]);
+    let remote = all.filter(|model| model.checkpoint().is_remote()).count();
+    let mut memory: MemoryPlan = memory::schedule(&units, target, stored, options, remote)?;
     let mut resolved = recipe.resolved();
     for (name, hash) in books.hashes() {
         resolved["masks"][name] = hash.to_string().into();
     }
     if let Some(solve) = &solve {
-        memory.peak_bytes = memory.peak_bytes.max(solve.peak_bytes);
-        memory.smallest_bytes = memory.smallest_bytes.max(solve.smallest_bytes);
+        let fetching = remote as u64 * (memory.fetched_bytes + fetching_bytes(memory.threads));
+        memory.peak_bytes = memory.peak_bytes.max(solve.peak_bytes + fetching);
+        memory.smallest_bytes = memory.smallest_bytes.max(solve.smallest_bytes + fetching);
         memory.scratch_disk_bytes += solve.disk_bytes;
         resolved["calibration"]["hash"] = solve.tokens.hash.to_string().into();
         let routed = solve.model.blocks.iter().filter(|block| block.experts.is_some()).count();

@@ -13,6 +13,7 @@ use crate::{
     codec::{Coding, Whole, pyramid::lanes::LANES, taylor::TELLING_ROWS},
     compute::{AdapterKind, ring_bytes},
     layout::{Layout, STRIPE_ALIGNMENT},
+    remote::{fetching_bytes, kept_bytes},
     run::STRIPES_IN_FLIGHT,
 };
 
@@ -56,6 +57,8 @@ pub struct MemoryPlan {
     pub peak_bytes: u64,
     /// The smallest budget that this plan could be made with, with these threads.
     pub smallest_bytes: u64,
+    /// What is kept of each checkpoint that is fetched from an object store, in bytes.
+    pub fetched_bytes: u64,
     /// Disk space beside the artifact, in bytes.
     pub scratch_disk_bytes: u64,
     /// The waves, in order.
@@ -164,12 +167,13 @@ fn decomposition_bytes(rank: u64, rows: u64, columns: u64) -> u64 {
     }
 }
 
-/// Makes the schedule for a budget.
+/// Makes the schedule for a budget; `remote` of the checkpoints are in object stores.
 pub(super) fn schedule(
     units: &[Unit],
     target: &dyn Layout,
     stored: usize,
     options: &Options,
+    remote: usize,
 ) -> Result<MemoryPlan, PlanError> {
     let costs: Vec<Cost> = units.iter().map(|unit| cost(unit, target)).collect();
     let names: u64 = units.iter().map(|unit| unit.name.len() as u64 * 8).sum();
@@ -178,6 +182,7 @@ pub(super) fn schedule(
     let base = BASE_BYTES + names + stored as u64 * TENSOR_BYTES + threads as u64 * (WORKER_BYTES + scratch);
     let weights = units.iter().filter_map(stripe_weights).max();
     let base = base + options.device.zip(weights).map_or(0, |(kind, weights)| device_bytes(kind, weights, threads));
+    let base = base + remote as u64 * fetching_bytes(threads);
     // The largest single stripe with its unit's fixed part: a wave can hold no less.
     let largest = costs.iter().map(|cost| cost.fixed + cost.per_row * cost.step.min(cost.rows)).max().unwrap_or(0);
     let smallest_bytes = base + largest;
@@ -190,7 +195,9 @@ pub(super) fn schedule(
     };
     let waves = cut(&costs, wave_bytes);
     let peak = waves.iter().map(|wave| wave_cost(wave, &costs)).max().unwrap_or(0);
-    Ok(MemoryPlan { threads, peak_bytes: base + peak, smallest_bytes, scratch_disk_bytes: journal_bytes(units), waves })
+    let fetched_bytes = kept_bytes(waves.iter().map(|wave| source_bytes(wave, units)).max().unwrap_or(0));
+    let scratch_disk_bytes = journal_bytes(units);
+    Ok(MemoryPlan { threads, peak_bytes: base + peak, smallest_bytes, fetched_bytes, scratch_disk_bytes, waves })
 }
 
 /// Weights of the largest stripe of a unit that may be encoded on a device.
@@ -214,6 +221,21 @@ fn wave_cost(wave: &[Slab], costs: &[Cost]) -> u64 {
     wave.iter()
         .map(|slab| costs[slab.unit].fixed + costs[slab.unit].per_row * (slab.range.end - slab.range.start))
         .sum()
+}
+
+/// Source bytes that a wave reads, all of which [`wave_cost`] has counted.
+fn source_bytes(wave: &[Slab], units: &[Unit]) -> u64 {
+    let of_slab = |slab: &Slab| {
+        let unit = &units[slab.unit];
+        if matches!(unit.action, Action::Copy | Action::Same) {
+            slab.range.end - slab.range.start
+        } else if unit.rows_are_contiguous() {
+            unit.source_bytes.div_ceil(unit.extent().max(1)) * (slab.range.end - slab.range.start)
+        } else {
+            unit.source_bytes
+        }
+    };
+    wave.iter().map(of_slab).sum()
 }
 
 /// Cuts the units into waves of at most `wave_bytes` each, in order.

@@ -19,9 +19,9 @@ use super::{
 };
 use crate::{
     checkpoint::is_hub_id,
-    remote::is_remote,
     layout::LayoutName,
     passes::{Kind, PassInfo, Settings, bitdelta, breadcrumbs},
+    remote::is_remote,
 };
 
 /// Largest recipe in bytes.
@@ -126,7 +126,11 @@ fn read_root(
     let base = base.map(|base| base.value);
     let relative = |written: &str| {
         // An id of the hub or a URL is no path.
-        if is_hub_id(Path::new(written)) || is_remote(Path::new(written)) { written.into() } else { tidy(&folder.join(written)) }
+        if is_hub_id(Path::new(written)) || is_remote(Path::new(written)) {
+            written.into()
+        } else {
+            tidy(&folder.join(written))
+        }
     };
     Some(Recipe {
         path: path.to_owned(),
@@ -317,7 +321,9 @@ fn read_artifact(
     let table = located.as_ref().map_or(&empty, |located| located.value);
     reader.check_keys(table, "[artifact]", &["out", "layout", "shard_size"]);
     let written = reader.string(table, "out", "the folder to write").map(|out| out.value);
-    let out = overrides.out.clone().or_else(|| written.as_deref().map(|out| if is_remote(Path::new(out)) { out.into() } else { tidy(&folder.join(out)) }));
+    let out = overrides.out.clone().or_else(|| {
+        written.as_deref().map(|out| if is_remote(Path::new(out)) { out.into() } else { tidy(&folder.join(out)) })
+    });
     let out = out.or_else(|| overrides.default_out.clone());
     if out.is_none() && !table.contains_key("out") {
         let span = located.as_ref().map(|located| &located.span);

@@ -66,9 +66,11 @@ impl RemoteError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Malformed { .. } | Self::NotBuilt { .. } | Self::Foreign { .. } => ExitCode::Usage,
+            Self::Malformed { .. } | Self::NotBuilt { .. } => ExitCode::Usage,
             Self::Changed { .. } | Self::Missing { .. } | Self::TooMany { .. } => ExitCode::Input,
-            Self::Client { .. } | Self::Request { .. } | Self::Disk { .. } | Self::NoStaging => ExitCode::Environment,
+            Self::Client { .. } | Self::Request { .. } | Self::Foreign { .. } | Self::Disk { .. } | Self::NoStaging => {
+                ExitCode::Environment
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ mod cache;
 mod error;
 mod location;
 mod mount;
+mod publish;
 
 #[cfg(feature = "object-store")]
 mod store;
@@ -17,7 +18,7 @@ mod store;
 pub use error::RemoteError;
 pub use location::{Location, is_remote};
 pub(crate) use mount::Mounted;
-
+pub use publish::{Standing, Target, Uploaded, staging_folder};
 
 /// Bytes of one request: enough that its latency does not count.
 pub(crate) const BLOCK_BYTES: u64 = 8 << 20;

@@ -50,7 +50,8 @@ impl Mounted {
     /// Lists what lies at `location` and fetches its small files; also gives the path to open: the private folder, or a
     /// placeholder where the location names one file.
     pub(crate) fn open(location: &Location) -> Result<(Self, PathBuf), RemoteError> {
-        let single = location.parent().filter(|(_, name)| Path::new(name).extension().is_some_and(|it| it == "safetensors"));
+        let single =
+            location.parent().filter(|(_, name)| Path::new(name).extension().is_some_and(|it| it == "safetensors"));
         let (of, single) = match &single {
             Some((parent, name)) => (parent, Some(*name)),
             None => (location, None),

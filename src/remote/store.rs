@@ -65,7 +65,6 @@ impl Store {
 
     /// All objects below the location, by name. Names that are no plain relative paths are passed over.
     pub(super) fn list(&self) -> Result<Vec<Object>, RemoteError> {
-        use futures_core::Stream;
         let mut objects = Vec::new();
         let found = self.block(async {
             let mut listing = self.client.list(Some(&self.prefix));
@@ -241,7 +240,8 @@ fn boxed(client: impl ObjectStore) -> Box<dyn ObjectStore> {
 fn short(message: &str) -> String {
     const MOST_CHARACTERS: usize = 400;
     let line = message.lines().next().unwrap_or_default();
-    let words = line.split(' ').map(|word| if word.contains("://") { word.split('?').next().unwrap_or(word) } else { word });
+    let words =
+        line.split(' ').map(|word| if word.contains("://") { word.split('?').next().unwrap_or(word) } else { word });
     words.collect::<Vec<_>>().join(" ").chars().take(MOST_CHARACTERS).collect()
 }
 

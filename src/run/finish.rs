@@ -38,9 +38,9 @@ struct RunLog {
 }
 
 /// The manifest of a finished artifact at the target, when it is this plan's and this source's; an error when
-/// something else stands there and nothing says to replace it.
-pub(super) fn standing_artifact(plan: &Plan, identity: &str, fresh: bool) -> Result<Option<Manifest>> {
-    let out = &plan.out;
+/// something else stands there and nothing says to replace it. It is read in the folder `out`: the target, or what was
+/// fetched of it.
+pub(super) fn standing_artifact(plan: &Plan, out: &Path, identity: &str, fresh: bool) -> Result<Option<Manifest>> {
     if !out.exists() {
         return Ok(None);
     }
@@ -49,7 +49,7 @@ pub(super) fn standing_artifact(plan: &Plan, identity: &str, fresh: bool) -> Res
         return match manifest {
             Ok(_) => Ok(None),
             Err(_) if is_empty_folder(out) => Ok(None),
-            Err(_) => Err(RunError::TargetForeign { out: out.clone() }.into()),
+            Err(_) => Err(RunError::TargetForeign { out: plan.out.clone() }.into()),
         };
     }
     let log: Option<RunLog> =
@@ -57,7 +57,7 @@ pub(super) fn standing_artifact(plan: &Plan, identity: &str, fresh: bool) -> Res
     match (manifest, log) {
         (Ok(manifest), Some(log)) if log.plan == plan.digest && log.source == identity => Ok(Some(manifest)),
         _ if is_empty_folder(out) => Ok(None),
-        _ => Err(RunError::TargetExists { out: out.clone() }.into()),
+        _ => Err(RunError::TargetExists { out: plan.out.clone() }.into()),
     }
 }
 

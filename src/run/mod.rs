@@ -23,6 +23,7 @@ pub use progress::{Progress, Silent, Status};
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -85,13 +86,21 @@ pub struct Outcome {
 /// [`RunError`]; what was done stays in the work folder and the same command continues.
 pub fn run(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>) -> Result<Outcome> {
     let identity = source_identity(source);
-    if let Some(manifest) = finish::standing_artifact(plan, &identity, options.fresh)? {
+    if let Some(manifest) = finish::standing_artifact(plan, &plan.out, &identity, options.fresh)? {
         staging::remove_work_folder(&plan.out)?;
         return Ok(Outcome { manifest, resumed: 0, was_complete: true, device_failure: None });
     }
     plan.check_disk(if options.fresh { 0 } else { staged_bytes(plan) })?;
     let pool = workers(plan)?;
     pool.install(|| run_in_pool(plan, source, options, &identity))
+}
+
+/// The manifest of the artifact whose manifest and run log lie in `folder`, when it is this plan's and this source's.
+///
+/// # Errors
+/// [`RunError::TargetExists`] when it is not and nothing says to replace it.
+pub fn standing(plan: &Plan, source: &LogicalCheckpoint, folder: &Path, fresh: bool) -> Result<Option<Manifest>> {
+    finish::standing_artifact(plan, folder, &source_identity(source), fresh)
 }
 
 /// As many threads as the plan counts on.
@@ -106,6 +115,9 @@ fn workers(plan: &Plan) -> Result<rayon::ThreadPool> {
 
 fn run_in_pool(plan: &Plan, source: &LogicalCheckpoint, options: &Options<'_>, identity: &str) -> Result<Outcome> {
     let start = Instant::now();
+    for model in source.base().into_iter().chain(source.merged()).chain([source]) {
+        model.checkpoint().keep_fetched(plan.memory.fetched_bytes);
+    }
     let mut staging = Staging::open(&plan.out)?;
     let shared = options.device.cloned().map(SharedDevice::new);
     let head = Head::new(&plan.digest, &journal_identity(plan, identity, shared.as_ref()));
@@ -229,6 +241,9 @@ fn work(
         .map(|wave| wave.iter().filter(|slab| !records.contains_key(&slab.unit)).cloned().collect())
         .filter(|wave: &Vec<_>| !wave.is_empty())
         .collect();
+    if let Some(first) = waves.first() {
+        wave::announce(&context, first);
+    }
     for (index, wave) in waves.iter().enumerate() {
         if options.stop.load(Ordering::SeqCst) {
             return Err(RunError::Stopped { done: records.len(), total: plan.units.len() }.into());
@@ -252,7 +267,7 @@ fn work(
 /// Bytes that an unfinished run of this target has on the disk already.
 #[must_use]
 pub fn staged_bytes(plan: &Plan) -> u64 {
-    let staged = staging::work_folder(&plan.out).join("artifact");
+    let staged = staging::work_folder(&plan.staged_out()).join("artifact");
     plan.files.iter().map(|file| platform::allocated_bytes(&staged.join(&file.name))).sum()
 }
 

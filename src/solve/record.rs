@@ -430,7 +430,8 @@ impl Solutions {
         let checkpoint = Checkpoint::open(&path).ok()?;
         let list = checkpoint.tensors().map(|entry| {
             let bytes = checkpoint.bytes(entry);
-            let values = bytes.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default())).collect();
+            let values =
+                bytes.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default())).collect();
             (entry.name.clone(), values)
         });
         Some(list.collect())

@@ -18,6 +18,7 @@ use crate::{
     checkpoint::Checkpoint,
     layout::LogicalCheckpoint,
     manifest::{Manifest, ManifestError},
+    remote::is_remote,
 };
 
 /// Something that is not as it should be.
@@ -64,11 +65,16 @@ pub fn verify(
     base: Option<LogicalCheckpoint>,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Vec<Finding>, ManifestError> {
+    // What is in an object store is looked at in the folder that stands for it.
+    let opened =
+        if is_remote(folder) { Some(Checkpoint::open(folder).map_err(ManifestError::Artifact)?) } else { None };
+    let own = opened.as_ref().map(|checkpoint| checkpoint.root().to_owned());
+    let folder = own.as_deref().unwrap_or(folder);
     let manifest = Manifest::read(folder)?;
     let mut findings = structure::files(folder, &manifest);
     findings.extend(structure::sums(&manifest));
     findings.extend(structure::layout(&manifest));
-    let checkpoint = match Checkpoint::open(folder) {
+    let checkpoint = match opened.map_or_else(|| Checkpoint::open(folder), Ok) {
         Ok(checkpoint) => checkpoint,
         Err(error) => {
             findings.push(Finding::of_all("structure", error.to_string()));

@@ -230,7 +230,8 @@ fn bitmasks_are_the_bytes_of_compressed_tensors() {
         // The dense matrix, put together from the mask bit by bit.
         let bytes = bits_of(values.dtype) / 8;
         let bits = checkpoint.bytes(part("bitmask"));
-        let mut kept = checkpoint.bytes(values).chunks_exact(bytes);
+        let stored_values = checkpoint.bytes(values);
+        let mut kept = stored_values.chunks_exact(bytes);
         let mut dense = Vec::new();
         for row in 0..rows {
             for column in 0..columns {
@@ -248,9 +249,9 @@ fn bitmasks_are_the_bytes_of_compressed_tensors() {
         }
         let mask = Mask::new(Pattern::TWO_OF_FOUR, rows, columns, found).unwrap();
         let stored = bitmask::encode(values.dtype, &dense, &mask).unwrap();
-        assert!(stored.bitmask == bits, "{module}: mask");
-        assert!(stored.compressed == checkpoint.bytes(values), "{module}: values");
-        assert!(stored.shape == checkpoint.bytes(part("shape")), "{module}: shape");
+        assert!(bits == stored.bitmask, "{module}: mask");
+        assert!(checkpoint.bytes(values) == stored.compressed, "{module}: values");
+        assert!(checkpoint.bytes(part("shape")) == stored.shape, "{module}: shape");
         for (tensor, entry) in
             bitmask::tensors(rows, columns, values.dtype).iter().zip([values, part("bitmask"), part("shape")])
         {

@@ -117,7 +117,9 @@ impl Zeros {
                 }
                 zeros
             }
-            Self::AwqWords { entry, rows } => floats(awq_values(Ranged::Tensor(checkpoint, entry), *rows, groups, first, count)),
+            Self::AwqWords { entry, rows } => {
+                floats(awq_values(Ranged::Tensor(checkpoint, entry), *rows, groups, first, count))
+            }
         }
     }
 }
