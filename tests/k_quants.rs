@@ -174,7 +174,7 @@ fn threads_and_kills_leave_the_bytes_as_they_are() {
 }
 
 #[test]
-fn stacked_experts_and_rotated_matrices_are_read_back() {
+fn rotated_matrices_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let (model, out) = (folder.path().join("model"), folder.path().join("out"));
     write_model(&model, SMALL);
@@ -187,6 +187,41 @@ fn stacked_experts_and_rotated_matrices_are_read_back() {
     std::fs::write(&recipe, text.replace("\"rotate\"", "\"rotate\"\nselect = [\"mlp.up\"]")).unwrap();
     expect_exit(&mut on("run", &recipe, &model, &out), 0);
     expect_exit(bantam().args(["verify", "--quiet"]).arg(&out), 0);
+}
+
+/// Q4_1's form: F16 is the type of scales beside F16 weights, here BF16 beside BF16.
+#[test]
+fn minima_of_solved_codes_are_read_back_exactly() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out, dense) = (fixture("tiny-llama"), folder.path().join("out"), folder.path().join("dense"));
+    std::fs::copy(fixture("text/recipe.txt"), folder.path().join("text.txt")).unwrap();
+    let rule = "use = \"gptq\"\ngroup_size = 32\nsymmetric = false\nzero = \"minimum\"\nselect = [\"attention.value\"]";
+    let recipe = written(folder.path(), rule, "bantam");
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    let calibration = "schema = 1\n[calibration]\ntext = [\"text.txt\"]\nsequences = 4\nsequence_length = 32\n";
+    std::fs::write(&recipe, text.replace("schema = 1\n", calibration)).unwrap();
+    expect_exit(&mut on("run", &recipe, &model, &out), 0);
+    expect_exit(bantam().args(["verify", "--quiet"]).arg(&out), 0);
+    expect_exit(bantam().args(["decode", "--quiet"]).arg(&out).arg("--out").arg(&dense), 0);
+    let file = std::fs::read(out.join("model.safetensors")).unwrap();
+    let decoded = std::fs::read(dense.join("model.safetensors")).unwrap();
+    let [file, decoded] = [&file, &decoded].map(|bytes| SafeTensors::deserialize(bytes).unwrap());
+    let name = "model.layers.2.self_attn.v_proj.weight";
+    let floats = |suffix: &str| -> Vec<f32> {
+        let tensor = file.tensor(&format!("{name}.{suffix}")).unwrap();
+        tensor.data().chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+    };
+    let (scales, minima) = (floats("scales"), floats("zeros"));
+    let codes = file.tensor(&format!("{name}.codes")).unwrap();
+    let expected: Vec<u8> = codes
+        .data()
+        .iter()
+        .flat_map(|pair| [pair & 15, pair >> 4])
+        .enumerate()
+        .flat_map(|(at, code)| bf16::from_f32(f32::from(code) * scales[at / 32] + minima[at / 32]).to_le_bytes())
+        .collect();
+    assert!(decoded.tensor(name).unwrap().data() == expected, "decoded as code · scale + minimum");
+    assert!(minima.iter().all(|minimum| *minimum < 0.0));
 }
 
 #[test]

@@ -106,7 +106,7 @@ def decode(tensors, name, group, shape):
     zero = np.float32(2 ** (bits - 1) if element.startswith("int") else 0)
     if granularity == "tensor":
         scale = part("tensor_scale")[0]
-        zero = part("tensor_zero")[0] if {"asym", "hqq"} & set(rest) else zero
+        zero = part("tensor_zero")[0] if {"asym", "hqq", "min"} & set(rest) else zero
     else:
         block = re.fullmatch(r"(?:block(\d+)x|g)(\d+)", granularity)
         height, width = (int(block[1] or 1), int(block[2])) if block else (1, columns)
@@ -117,10 +117,10 @@ def decode(tensors, name, group, shape):
         if "e4m3" in rest:
             scales = scales / part("tensor_scale")[0]
         scale = spread(scales.astype(np.float32))
-        if {"asym", "hqq"} & set(rest):
+        if {"asym", "hqq", "min"} & set(rest):
             zeros = unpack(flat("zeros"), scales.shape[1], bits) if "asym" in rest else flat("zeros")
             zero = spread(zeros.astype(np.float32))
-    weights = (values - zero) * scale
+    weights = values * scale + zero if "min" in rest else (values - zero) * scale
     if group["outliers"]:
         row = np.repeat(np.arange(rows), np.diff(part("outlier_row_starts")))
         places = part("outlier_columns")

@@ -38,6 +38,7 @@ pub const KEYS: &[&str] = &[
     "search_steps",
     "sweeps",
     "symmetric",
+    "zero",
 ];
 
 /// Keys that the solver reads; all others are `rtn`'s.

@@ -130,8 +130,26 @@ impl Settings {
             .word("range", &[("minmax", Range::Minmax), ("mse", Range::Mse), ("hqq", Range::Hqq)])?
             .unwrap_or(default_range);
         let symmetric = parse_symmetric(&reader, number, range)?;
-        let zero = reader
-            .word("zero", &[("auto", ZeroKind::Auto), ("integer", ZeroKind::Integer), ("float", ZeroKind::Float)])?;
+        let zero = reader.word(
+            "zero",
+            &[
+                ("auto", ZeroKind::Auto),
+                ("integer", ZeroKind::Integer),
+                ("float", ZeroKind::Float),
+                ("minimum", ZeroKind::Minimum),
+            ],
+        )?;
+        if zero == Some(ZeroKind::Minimum) {
+            if symmetric {
+                return Err(wrong("zero", "symmetric codes have no minimum; set `symmetric = false`"));
+            }
+            if range == Range::Hqq {
+                return Err(wrong(
+                    "zero",
+                    "`range = \"hqq\"` finds zero points; expected \"auto\", \"integer\" or \"float\"",
+                ));
+            }
+        }
         if range == Range::Hqq {
             if matches!(number, Number::Float { .. }) {
                 return Err(wrong("range", "\"hqq\" moves zero points, which float formats do not have; use \"mse\""));
@@ -142,7 +160,7 @@ impl Settings {
                     "\"hqq\" works on groups and channels; use `granularity` \"group\" or \"channel\"",
                 ));
             }
-        } else if zero.is_some() && zero != Some(ZeroKind::Integer) {
+        } else if zero == Some(ZeroKind::Float) {
             return Err(wrong("zero", "only `range = \"hqq\"` gives zero points that are not whole"));
         }
         let activations = reader.word(

@@ -78,7 +78,7 @@ impl Layout for Gptq {
                 )));
             }
         }
-        if codec.zero == ZeroPoint::Float || codec.granularity == Granularity::Tensor {
+        if codec.zero.is_float() || codec.granularity == Granularity::Tensor {
             return Err(Refusal::Format(format!(
                 "layout `{layout}` has whole zero points and one scale per channel or group (`{}`)",
                 matrix.name

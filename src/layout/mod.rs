@@ -193,6 +193,18 @@ pub enum MaskedForm {
     Dense,
 }
 
+/// Whether a layout stores the minimum of asymmetric codes in place of a zero point.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Minima {
+    /// It has no place for it.
+    #[default]
+    Never,
+    /// Where a recipe asks for it.
+    WhereAsked,
+    /// It stores nothing else.
+    Always,
+}
+
 /// One artifact layout, the writing side.
 pub trait Layout: Send + Sync {
     /// Its name.
@@ -218,6 +230,10 @@ pub trait Layout: Send + Sync {
     /// Whether the layout stores zero points that are not whole ([`crate::codec::ZeroPoint::Float`]).
     fn float_zero_allowed(&self) -> bool {
         false
+    }
+    /// Whether asymmetric codes have minima in place of zero points ([`crate::codec::ZeroPoint::Minimum`]).
+    fn minima(&self) -> Minima {
+        Minima::Never
     }
     /// The tensors that the matrix becomes, in a fixed order. Exact: sizes follow from shape and codec.
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec>;

@@ -199,6 +199,7 @@ fn wishes<'a>(
             scale: target.scale_format(tensor.dtype),
             minimum_zero_point: target.minimum_zero_point(),
             float_zero_allowed: target.float_zero_allowed(),
+            minima: target.minima(),
         };
         let rotations = rotations.remove(&name);
         let mut mask = masks.remove(&name).filter(|mask| !mask.alone);

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use super::{Encode, PlanError};
 use crate::{
     checkpoint::MappedFile,
-    codec::{Granularity, ScaleFormat, ZeroPoint},
+    codec::{Granularity, ScaleFormat},
     manifest::ContentHash,
     passes::{
         Choice, Kind, Settings,
@@ -117,7 +117,7 @@ pub(super) fn masks(recipe: &Recipe, assignments: &[Assignment]) -> Result<BTree
 pub(super) fn check(pass: &str, line: usize, tensor: &str, experts: usize, choice: &Choice) -> Result<(), PlanError> {
     let (Some(_), Some(codec)) = (&choice.mask, choice.codec.scalar()) else { return Ok(()) };
     let whole = matches!(codec.granularity, Granularity::Tensor | Granularity::Block { .. });
-    let problem = if codec.zero == ZeroPoint::Float {
+    let problem = if codec.zero.is_float() {
         "zero points that are not whole leave no weight at zero"
     } else if codec.outliers.is_some() {
         "weights kept exact beside the codes do not go with masks"
