@@ -97,6 +97,9 @@ impl Model {
                 self.architecture
             ));
         }
+        if self.architecture == "qwen3" && self.head_dim != 128 {
+            lost.push(format!("transformers takes heads of `qwen3` to be 128 wide, not {}", self.head_dim));
+        }
         if self.biases {
             lost.push(format!(
                 "readers may ignore the biases: nothing in a GGUF file says that a model of type `{}` has any",

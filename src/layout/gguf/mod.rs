@@ -15,7 +15,7 @@ pub(crate) use rope::FACTORS;
 use serde_json::Value;
 
 use self::{metadata::Model, rows::HeadOrder};
-use super::{Activations, Container, Contained, Layout, LayoutName, MatrixSpec, Piece, Refusal, TensorSpec};
+use super::{Activations, Container, Contained, Layout, LayoutName, MatrixSpec, Minima, Piece, Refusal, TensorSpec};
 use crate::{
     checkpoint::{Checkpoint, Dtype, GgmlType},
     codec::{CodedRows, Coding, MatrixParameters, RowSource, ScaleFormat, StoredMatrix},
@@ -64,6 +64,10 @@ impl Layout for Gguf {
 
     fn scale_format(&self, _dense: Dtype) -> ScaleFormat {
         ScaleFormat::F16
+    }
+
+    fn minima(&self) -> Minima {
+        Minima::Always
     }
 
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
