@@ -18,8 +18,8 @@ mod small_files;
 
 pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
 pub use error::CheckpointError;
-pub use gguf::{GgmlType, Gguf};
 pub use finite::{NonFiniteReport, scan_non_finite};
+pub use gguf::{GgmlType, Gguf};
 pub use header::{METADATA, canonical_order, data_bytes, header_bytes, write_file};
 pub use index::Index;
 pub(crate) use mapped::MappedFile;

@@ -26,7 +26,8 @@ pub(super) struct Rope {
 impl Rope {
     /// From `rope_parameters`, or `rope_theta` and `rope_scaling`.
     pub(super) fn of(config: &Json) -> Result<Self, String> {
-        let parameters = [&config["rope_parameters"], &config["rope_scaling"]].into_iter().find(|found| found.is_object());
+        let parameters =
+            [&config["rope_parameters"], &config["rope_scaling"]].into_iter().find(|found| found.is_object());
         let nothing = Json::Null;
         let parameters = parameters.unwrap_or(&nothing);
         let number = |value: &Json, key: &str| value[key].as_f64().filter(|number| number.is_finite() && *number > 0.0);

@@ -194,7 +194,9 @@ fn merges(model: &Json) -> Result<Vec<(String, String)>, String> {
         };
         let (left, right) = pair.ok_or_else(|| format!("tokenizer.json: {merge} is no merge"))?;
         if [left, right].iter().any(|part| part.is_empty() || part.contains(' ')) {
-            return Err(format!("tokenizer.json: the merge of {left:?} and {right:?} cannot be written in a GGUF file"));
+            return Err(format!(
+                "tokenizer.json: the merge of {left:?} and {right:?} cannot be written in a GGUF file"
+            ));
         }
         merges.push((left.to_owned(), right.to_owned()));
     }
