@@ -449,7 +449,7 @@ fn what_a_file_cannot_hold_is_refused_or_named() {
     let text = plan(&rtn(4, 32), 0);
     assert!(text.contains("the file holds no tokenizer"), "{text}");
     let mut denied = bantam();
-    denied.args(["run", "--deny", "fallbacks"]).arg(recipe(folder.path(), &rtn(4, 32))).arg("--model").arg(&model);
+    denied.args(["run", "--deny", "fallback"]).arg(recipe(folder.path(), &rtn(4, 32))).arg("--model").arg(&model);
     let denied = expect_exit(denied.arg("--out").arg(folder.path().join("out")), 1);
     assert!(String::from_utf8_lossy(&denied.stderr).contains("holds no tokenizer"));
     let config = std::fs::read_to_string(model.join("config.json")).unwrap();
