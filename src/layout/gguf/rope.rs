@@ -50,9 +50,9 @@ impl Rope {
             "linear" => Scaling::Linear { factor: needed("factor")? },
             "yarn" => {
                 let own = ["beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"];
-                let standard = |key: &str| match (key, parameters[key].as_f64()) {
-                    (_, None) | ("beta_fast", Some(32.0)) | ("beta_slow", Some(1.0)) => true,
-                    _ => false,
+                let standard = |key: &str| {
+                    let value = (key, parameters[key].as_f64());
+                    matches!(value, (_, None) | ("beta_fast", Some(32.0)) | ("beta_slow", Some(1.0)))
                 };
                 if let Some(key) = own.into_iter().find(|key| !standard(key)) {
                     return Err(format!("rotary positions `yarn` with `{key}` are not written in layout `gguf`"));

@@ -205,7 +205,7 @@ fn merges(model: &Json) -> Result<Vec<(String, String)>, String> {
 
 /// Scores under which llama.cpp, which joins the pair whose piece has the largest score, makes the same pieces as the
 /// merges in their order: minus the piece's number, counted from the first normal one. That holds where pieces are
-/// numbered as they are merged, as SentencePiece numbers them.
+/// numbered as they are merged, as `SentencePiece` numbers them.
 fn scores(merges: &[(String, String)], ids: &BTreeMap<String, usize>, kinds: &[i32]) -> Result<Vec<f32>, String> {
     let mut last = 0;
     for (left, right) in merges {
