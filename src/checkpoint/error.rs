@@ -201,7 +201,8 @@ impl CheckpointError {
             }
             Self::NotIndexed { .. } => "if the index is stale, delete it: every *.safetensors is read then".into(),
             Self::SeveralGguf { .. } => {
-                "name the file itself; of a model split into several files, join them first (`gguf-split --merge`)".into()
+                "name the file itself; of a model split into several files, join them first (`gguf-split --merge`)"
+                    .into()
             }
             Self::Ambiguous { .. } => "move one of the two away, or name the file itself".into(),
             Self::Missing { .. } | Self::NoWeights { .. } => "name the folder that holds config.json".into(),

@@ -123,7 +123,8 @@ fn compare_tensor(
 
 /// Whether two plain tensors are stored alike; then they are equal even where values are not numbers.
 fn same_bytes(a: &LogicalCheckpoint, in_a: &LogicalTensor, b: &LogicalCheckpoint, in_b: &LogicalTensor) -> bool {
-    let entry = |from: &LogicalCheckpoint, tensor: &LogicalTensor| from.checkpoint().tensor(tensor.parts.first()?).cloned();
+    let entry =
+        |from: &LogicalCheckpoint, tensor: &LogicalTensor| from.checkpoint().tensor(tensor.parts.first()?).cloned();
     let (Some(entry_a), Some(entry_b)) = (entry(a, in_a), entry(b, in_b)) else { return false };
     let mut equal = entry_a.bytes == entry_b.bytes;
     for (start, piece) in a.checkpoint().pieces(&entry_a, 0..entry_a.bytes as usize) {

@@ -267,6 +267,10 @@ pub trait Layout: Send + Sync {
     fn keeps_rows(&self, _name: &str) -> bool {
         true
     }
+    /// Whether codes of a source that the layout accepts are stored as they are where no rule encodes the matrix.
+    fn carries_codes(&self) -> bool {
+        false
+    }
     /// Whether a tensor of this name that keeps its type keeps its bytes, whatever the model.
     fn keeps_sources_bytes(&self, _name: &str) -> bool {
         true

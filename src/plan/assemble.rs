@@ -12,7 +12,10 @@ use crate::{
     Result,
     checkpoint::bits_of,
     forward::{CacheBytes, Model},
-    layout::{BaseTensors, CachePolicy, Contained, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, Refusal, TensorSpec},
+    layout::{
+        Activations, BaseTensors, CachePolicy, Contained, Layout, LayoutName, LogicalCheckpoint, LogicalTensor,
+        MatrixSpec, Refusal, TensorSpec,
+    },
     manifest::Fallback,
     model::{MappedTensor, Role},
     remote::fetching_bytes,
@@ -62,7 +65,14 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
                 Some(merge) => (Action::Merge(Box::new(merge)), plain()?),
                 None => (Action::Copy, plain()?),
             },
-            None if !tensor.is_plain() => (Action::Decode, plain()?),
+            None if !tensor.is_plain() => match carried(inputs.source, target, tensor) {
+                Some(matrix) => {
+                    let outputs = target.tensors(&matrix);
+                    matrices.push(matrix.clone());
+                    (Action::Carry(Box::new(matrix)), outputs)
+                }
+                None => (Action::Decode, plain()?),
+            },
             None if shared.contains_key(&tensor.name) => match shared.remove(&tensor.name) {
                 Some(Shared::But(rows)) => {
                     let outputs = BaseTensors::stored_rows(&tensor.name, tensor.dtype, &tensor.shape, rows.len());
@@ -73,7 +83,7 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
             None if !is_kept => (Action::Cast, plain()?),
             None => (Action::Copy, plain()?),
         };
-        if !matches!(action, Action::Encode(_)) {
+        if action.matrix().is_none() {
             dense_modules.extend(dense_module(tensor, mapped));
         }
         units.push(Unit {
@@ -181,6 +191,29 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
     }
     plan.digest = digest(&plan);
     Ok(plan)
+}
+
+/// The matrix of a source's codes that the layout stores as they are.
+fn carried(source: &LogicalCheckpoint, target: &dyn Layout, tensor: &LogicalTensor) -> Option<MatrixSpec> {
+    let (codec, [rows, columns]) = (tensor.codec.clone()?, tensor.shape[..].try_into().ok()?);
+    codec.scalar().filter(|_| target.carries_codes())?;
+    let module = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+    let matrix = MatrixSpec {
+        name: tensor.name.clone(),
+        experts: None,
+        rows,
+        columns,
+        transposed: false,
+        dense_dtype: tensor.dtype,
+        codec,
+        rotations: None,
+        codebook_of: None,
+        cache: None,
+        activations: Activations::None,
+        bias: source.tensor(&format!("{module}.bias")).is_some(),
+    };
+    // Codes that cannot be read on their own (rotated ones) are decoded.
+    (target.accepts(&matrix).is_ok() && source.parameters(&tensor.name).is_ok()).then_some(matrix)
 }
 
 /// The checkpoints that are read beside the source.

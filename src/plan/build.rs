@@ -14,7 +14,8 @@ use crate::{
     checkpoint::{is_float, scan_tensor},
     codec::{Rotations, RowSource},
     layout::{
-        LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout, layout_for,
+        LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout,
+        layout_for,
     },
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},

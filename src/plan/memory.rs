@@ -102,13 +102,13 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
     } else {
         fixed += unit.source_bytes;
     }
+    if unit.action.matrix().is_some_and(|matrix| target.interleaves(matrix)) {
+        fixed += unit.bytes();
+    }
     if let Action::Encode(encode) = &unit.action {
         if encode.settings.needs_calibration() || encode.is_solved() {
             // The codes that calibration found, a byte each, and the file they come from.
             fixed += 2 * unit.weights + unit.bytes();
-        }
-        if target.interleaves(&encode.matrix) {
-            fixed += unit.bytes();
         }
         if let Some(outliers) = encode.matrix.codec.scalar().and_then(|codec| codec.outliers) {
             fixed += outliers.count * 16 + rows * 8;

@@ -135,8 +135,11 @@ impl Unit {
         match &self.action {
             Action::Copy | Action::Same => self.source_bytes,
             Action::Rows(rows) => rows.len() as u64,
-            Action::Decode | Action::Cast | Action::Transform | Action::Merge(_) => self.weights / self.columns().max(1) as u64,
+            Action::Decode | Action::Cast | Action::Transform | Action::Merge(_) => {
+                self.weights / self.columns().max(1) as u64
+            }
             Action::Encode(encode) => encode.matrix.rows as u64,
+            Action::Carry(matrix) => matrix.rows as u64,
         }
     }
 
@@ -145,7 +148,12 @@ impl Unit {
     pub fn rows_are_contiguous(&self) -> bool {
         match &self.action {
             Action::Copy | Action::Same => true,
-            Action::Decode | Action::Cast | Action::Transform | Action::Rows(_) | Action::Merge(_) => false,
+            Action::Decode
+            | Action::Cast
+            | Action::Carry(_)
+            | Action::Transform
+            | Action::Rows(_)
+            | Action::Merge(_) => false,
             Action::Encode(encode) => !self.coded_source && !encode.matrix.transposed,
         }
     }
@@ -155,6 +163,7 @@ impl Unit {
     pub fn columns(&self) -> usize {
         match &self.action {
             Action::Encode(encode) => encode.matrix.columns,
+            Action::Carry(matrix) => matrix.columns,
             Action::Merge(merge) => merge.columns,
             Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Cast | Action::Transform => {
                 self.shape.last().copied().unwrap_or(1)
@@ -192,6 +201,7 @@ impl Unit {
     pub fn codec_name(&self) -> String {
         match &self.action {
             Action::Encode(encode) => encode.matrix.codec.name(),
+            Action::Carry(matrix) => matrix.codec.name(),
             Action::Same | Action::Rows(_) => self.action.name().to_owned(),
             Action::Copy | Action::Decode | Action::Cast | Action::Transform | Action::Merge(_) => self
                 .outputs
@@ -214,6 +224,8 @@ pub enum Action {
     Decode,
     /// The weights are stored in another element type, or their rows in another order, as the layout has them.
     Cast,
+    /// The codes of the source are stored as they are, packed as the layout packs them.
+    Carry(Box<MatrixSpec>),
     /// The weights are scaled as calibration found, and stay dense.
     Transform,
     /// The changes of several models are merged, and stay dense.
@@ -223,6 +235,16 @@ pub enum Action {
 }
 
 impl Action {
+    /// The matrix that is stored in codes, where one is.
+    #[must_use]
+    pub fn matrix(&self) -> Option<&MatrixSpec> {
+        match self {
+            Self::Encode(encode) => Some(&encode.matrix),
+            Self::Carry(matrix) => Some(matrix),
+            _ => None,
+        }
+    }
+
     /// Its name in reports.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -232,6 +254,7 @@ impl Action {
             Self::Rows(_) => "rows",
             Self::Decode => "decode",
             Self::Cast => "cast",
+            Self::Carry(_) => "carry",
             Self::Transform => "transform",
             Self::Merge(_) => "merge",
             Self::Encode(_) => "encode",
@@ -335,7 +358,7 @@ impl Plan {
         let (bytes, weights) = self
             .units
             .iter()
-            .filter(|unit| matches!(unit.action, Action::Encode(_)))
+            .filter(|unit| unit.action.matrix().is_some())
             .fold((0_u64, 0_u64), |(bytes, weights), unit| (bytes + unit.bytes(), weights + unit.weights));
         if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
     }

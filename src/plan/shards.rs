@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Action, Output, PlanError, Unit, WeightFile};
+use super::{Output, PlanError, Unit, WeightFile};
 use crate::layout::{Container, TensorSpec};
 
 /// Distributes the units' tensors over files of at most `shard_size` bytes of data (a single unit may be larger), in
@@ -26,10 +26,7 @@ pub(super) fn place(
             members.iter().flat_map(|&unit| (0..units[unit].outputs.len()).map(move |output| (unit, output))).collect();
         let spec = |(unit, output): (usize, usize)| &units[unit].outputs[output].spec;
         places.sort_by(|&a, &b| container.order(spec(a), spec(b)));
-        let matrix = |unit: usize| match &units[unit].action {
-            Action::Encode(encode) => Some(&encode.matrix),
-            _ => None,
-        };
+        let matrix = |unit: usize| units[unit].action.matrix();
         let tensors: Vec<_> = places.iter().map(|&(unit, output)| (spec((unit, output)), matrix(unit))).collect();
         let head = container.head(&tensors);
         for ((unit, output), offset) in places.into_iter().zip(head.offsets) {

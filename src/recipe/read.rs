@@ -113,7 +113,7 @@ fn read_root(
     for table in reader.tables(root, "pass", "pass") {
         passes.extend(read_rule(reader, &table, registry));
     }
-    if !root.contains_key("pass") {
+    if !root.contains_key("pass") && !is_file_format(root) {
         missing(reader, None, "the recipe has no `[[pass]]`", "write `[[pass]]` and under it `use = \"int4\"`");
     }
     let (artifact, out) = read_artifact(reader, root, folder, overrides);
@@ -335,6 +335,13 @@ fn read_artifact(
         shard_size: read_shard_size(reader, table),
     };
     (Some(artifact), written)
+}
+
+/// Whether the layout asked for is worth writing without encoding anything.
+fn is_file_format(root: &DeTable<'_>) -> bool {
+    let artifact = root.get("artifact").and_then(|artifact| artifact.get_ref().as_table());
+    let layout = artifact.and_then(|artifact| artifact.get("layout")).and_then(|layout| layout.get_ref().as_str());
+    layout == Some(LayoutName::Gguf.as_str())
 }
 
 fn read_layout(reader: &mut Reader<'_>, table: &DeTable<'_>) -> LayoutName {

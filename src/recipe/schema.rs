@@ -19,7 +19,13 @@ pub fn schema() -> Value {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "bantam recipe",
         "type": "object",
-        "required": ["schema", "pass"],
+        "required": ["schema"],
+        // Only a change of the file format is worth a recipe without rules.
+        "if": {
+            "required": ["artifact"],
+            "properties": { "artifact": { "required": ["layout"], "properties": { "layout": { "const": "gguf" } } } },
+        },
+        "else": { "required": ["pass"] },
         "additionalProperties": false,
         "properties": {
             "schema": { "const": 1 },

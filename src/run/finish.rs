@@ -188,7 +188,7 @@ fn manifest(
         }
         tensors.push(tensor);
     }
-    let encoded = || plan.units.iter().filter(|unit| matches!(unit.action, Action::Encode(_)));
+    let encoded = || plan.units.iter().filter(|unit| unit.action.matrix().is_some());
     let totals = Totals {
         tensors: plan.units.len() as u64,
         compressed_tensors: encoded().count() as u64,
@@ -224,8 +224,11 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
             let mask = encode.mask().map(|mask| mask.solve.pattern);
             (encode.passes(), Some(encode.matrix.clone()), mask)
         }
+        Action::Carry(matrix) => (Vec::new(), Some((**matrix).clone()), None),
         Action::Merge(_) => (vec![breadcrumbs::INFO.name.to_owned()], None, None),
-        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Cast | Action::Transform => (Vec::new(), None, None),
+        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Cast | Action::Transform => {
+            (Vec::new(), None, None)
+        }
     };
     OutputTensor {
         name: unit.name.clone(),

@@ -63,6 +63,8 @@ pub(super) struct UnitState<'a> {
 
 enum Work<'a> {
     Copy,
+    /// Codes as the source has them.
+    Carry,
     Decode {
         rows: Box<dyn RowSource + 'a>,
     },
@@ -188,9 +190,8 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
         Action::Decode | Action::Cast => {
             Work::Decode { rows: context.layout.stored_rows(&unit.name, context.source.rows(&unit.name, false)?) }
         }
-        Action::Transform => {
-            Work::Decode { rows: context.layout.stored_rows(&unit.name, transformed(context, unit)?) }
-        }
+        Action::Carry(_) => Work::Carry,
+        Action::Transform => Work::Decode { rows: context.layout.stored_rows(&unit.name, transformed(context, unit)?) },
         Action::Merge(how) => Work::Merge(merge::Sources::open(context, unit, how)?),
         Action::Encode(encode) => {
             let rows = context.source.rows(&unit.name, encode.matrix.transposed)?;
@@ -364,6 +365,8 @@ fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitStat
                 .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
             Work::Decode { rows: source } => decode_stripe(context, unit, source.as_ref(), *first_row, *rows)
                 .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
+            Work::Carry => carry_stripe(context, unit, *first_row, *rows)
+                .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
             Work::Copy => unreachable!("copies have chunks"),
         },
     }
@@ -508,6 +511,13 @@ fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange>
     Ok(found.ok_or_else(|| RunError::Defect { tensor: unit.name.clone(), message: message() })?)
 }
 
+/// Codes of some rows as the source has them.
+fn carry_stripe(context: &Context<'_>, unit: &Unit, first_row: usize, rows: usize) -> Result<Stripe> {
+    let Action::Carry(matrix) = &unit.action else { unreachable!("begun with codes") };
+    let coded = context.source.coded_rows(&unit.name, first_row, rows)?;
+    Ok(Stripe { pieces: context.layout.pack(matrix, &coded), ..Stripe::default() })
+}
+
 fn decode_stripe(
     context: &Context<'_>,
     unit: &Unit,
@@ -598,7 +608,7 @@ fn write_pieces(context: &Context<'_>, unit: &Unit, state: &mut UnitState<'_>, p
         let output = &unit.outputs[piece.tensor];
         let before = state.written[piece.tensor];
         state.written[piece.tensor] = before + piece.bytes.len() as u64;
-        if matches!(&unit.action, Action::Encode(encode) if context.layout.interleaves(&encode.matrix)) {
+        if unit.action.matrix().is_some_and(|matrix| context.layout.interleaves(matrix)) {
             if state.buffers.is_empty() {
                 state.buffers = unit.outputs.iter().map(|output| vec![0; output.spec.bytes() as usize]).collect();
             }

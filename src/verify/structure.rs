@@ -237,7 +237,8 @@ fn plain(manifest: &Manifest, tensor: &OutputTensor) -> Option<Finding> {
         return Some(Finding::new("layout", &tensor.name, message));
     };
     let layout = layout_of(manifest.layout);
-    let name = layout.plain(&tensor.name, part.dtype, &tensor.shape).map_or_else(|_| tensor.name.clone(), |spec| spec.name);
+    let name =
+        layout.plain(&tensor.name, part.dtype, &tensor.shape).map_or_else(|_| tensor.name.clone(), |spec| spec.name);
     if part.name != name || part.shape != tensor.shape {
         return Some(Finding::new("layout", &tensor.name, "is stored under another name or shape".into()));
     }

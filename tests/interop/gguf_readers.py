@@ -179,7 +179,7 @@ def main() -> int:
         jobs += [
             ("plain", plain, lambda: ROOT / "fixtures" / "tiny-llama", False),
             ("qwen2", q8, lambda: small(folder, "qwen2", "bytes", tie_word_embeddings=True), False),
-            ("qwen3", q8, lambda: small(folder, "qwen3", "bytes", head_dim=64), False),
+            ("qwen3", q8, lambda: small(folder, "qwen3", "bytes", head_dim=128), False),
             ("mistral", q8, lambda: small(folder, "mistral", "pieces", head_dim=64, sliding_window=None), False),
             ("llama-tied", plain, lambda: small(folder, "llama", "pieces", head_dim=96, tie_word_embeddings=True), False),
         ]

@@ -224,9 +224,7 @@ impl<'a> Reader<'a> {
     fn name(&mut self, what: &'static str) -> Result<String, GgufProblem> {
         let at = self.at;
         match self.text(what)? {
-            long if long.len() > NAME_CAP_BYTES => {
-                Err(GgufProblem::NameTooLong { what, at, bytes: long.len() as u64 })
-            }
+            long if long.len() > NAME_CAP_BYTES => Err(GgufProblem::NameTooLong { what, at, bytes: long.len() as u64 }),
             name => Ok(name.to_owned()),
         }
     }
@@ -297,8 +295,7 @@ impl<'a> Reader<'a> {
         }
         shape.reverse();
         let number = self.u32("a tensor's type")?;
-        let kind =
-            GgmlType::from_number(number).map_err(|kind| GgufProblem::Type { tensor: name.clone(), kind })?;
+        let kind = GgmlType::from_number(number).map_err(|kind| GgufProblem::Type { tensor: name.clone(), kind })?;
         let offset = self.u64("a tensor's offset")?;
         let Some(bytes) = kind.tensor_bytes(&shape) else {
             return Err(GgufProblem::Blocks { tensor: name, shape, kind: kind.name() });

@@ -84,26 +84,24 @@ fn push_text(bytes: &mut Vec<u8>, text: &str) {
 fn push_value(bytes: &mut Vec<u8>, value: &Value) {
     let mut kind = |number: u32| bytes.extend(number.to_le_bytes());
     match value {
-        Value::Unsigned(number) => match u32::try_from(*number) {
-            Ok(small) => {
+        Value::Unsigned(number) => {
+            if let Ok(small) = u32::try_from(*number) {
                 kind(kind::U32);
                 bytes.extend(small.to_le_bytes());
-            }
-            Err(_) => {
+            } else {
                 kind(kind::U64);
                 bytes.extend(number.to_le_bytes());
             }
-        },
-        Value::Signed(number) => match i32::try_from(*number) {
-            Ok(small) => {
+        }
+        Value::Signed(number) => {
+            if let Ok(small) = i32::try_from(*number) {
                 kind(kind::I32);
                 bytes.extend(small.to_le_bytes());
-            }
-            Err(_) => {
+            } else {
                 kind(kind::I64);
                 bytes.extend(number.to_le_bytes());
             }
-        },
+        }
         Value::Float(number) => {
             kind(kind::F32);
             bytes.extend((*number as f32).to_le_bytes());
@@ -131,7 +129,9 @@ fn push_array(bytes: &mut Vec<u8>, array: &Array) {
     match array {
         Array::Texts(texts) => {
             head(kind::TEXT, texts.len());
-            texts.iter().for_each(|text| push_text(bytes, text));
+            for text in texts {
+                push_text(bytes, text);
+            }
         }
         Array::Signed(numbers) => {
             head(kind::I32, numbers.len());

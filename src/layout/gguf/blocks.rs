@@ -5,23 +5,23 @@ use half::f16;
 use super::super::streams::{decode_scales, encode_scales};
 use crate::{
     checkpoint::{Dtype, GgmlType},
-    codec::{Codec, CodedRows, Coding, Element, Granularity, ScaleFormat, ZeroPoint},
+    codec::{Codec, CodedRows, Coding, Element, Granularity, KQuant, ScaleFormat, Whole, ZeroPoint},
 };
 
 /// Weights of a block of all types here that have a code for each weight.
 const GROUP: usize = 32;
 
 /// What can be asked for, for messages.
-pub(super) const EXPECTED: &str = "it writes 8-bit and 4-bit integers in groups of 32 (Q8_0 symmetric, Q4_0 symmetric), \
-                                   mxfp4, q4_k and q6_k";
+pub(super) const EXPECTED: &str = "it writes integers in groups of 32 (8 bits symmetric, 4 bits symmetric or not), mxfp4, \
+                                   q4_k and q6_k";
 
 /// The type whose blocks hold this number format, where there is one.
 pub(in crate::layout) fn kind_of(codec: &Coding) -> Option<GgmlType> {
     let codec = match codec {
         Coding::Scalar(codec) => codec,
-        Coding::Whole(whole) => {
-            return [GgmlType::Q4K, GgmlType::Q6K].into_iter().find(|&kind| whole.name() == name_of(kind));
-        }
+        Coding::Whole(Whole::KQuant(KQuant::Q4K)) => return Some(GgmlType::Q4K),
+        Coding::Whole(Whole::KQuant(KQuant::Q6K)) => return Some(GgmlType::Q6K),
+        Coding::Whole(_) => return None,
     };
     if codec.granularity != Granularity::Group(GROUP) || codec.outliers.is_some() {
         return None;
@@ -29,29 +29,24 @@ pub(in crate::layout) fn kind_of(codec: &Coding) -> Option<GgmlType> {
     match (codec.element, codec.scale, codec.zero) {
         (Element::Integer { bits: 8 }, ScaleFormat::F16, ZeroPoint::None) => Some(GgmlType::Q8_0),
         (Element::Integer { bits: 4 }, ScaleFormat::F16, ZeroPoint::None) => Some(GgmlType::Q4_0),
+        (Element::Integer { bits: 4 }, ScaleFormat::F16, ZeroPoint::Minimum) => Some(GgmlType::Q4_1),
         (Element::Fp4E2M1, ScaleFormat::E8M0, ZeroPoint::None) => Some(GgmlType::Mxfp4),
         _ => None,
     }
 }
 
-/// What codecs of whole matrices are called.
-fn name_of(kind: GgmlType) -> String {
-    kind.name().to_lowercase()
-}
-
 /// The number format of a type's blocks; `None` for plain elements.
 pub(in crate::layout) fn codec_of(kind: GgmlType) -> Option<Coding> {
-    let (element, scale) = match kind {
+    let (element, scale, zero) = match kind {
         GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => return None,
-        GgmlType::Q8_0 => (Element::Integer { bits: 8 }, ScaleFormat::F16),
-        GgmlType::Q4_0 => (Element::Integer { bits: 4 }, ScaleFormat::F16),
-        GgmlType::Mxfp4 => (Element::Fp4E2M1, ScaleFormat::E8M0),
-        GgmlType::Q4_1 | GgmlType::Q4K | GgmlType::Q6K => {
-            return Coding::parse_name(&name_of(kind), ScaleFormat::F16);
-        }
+        GgmlType::Q8_0 => (Element::Integer { bits: 8 }, ScaleFormat::F16, ZeroPoint::None),
+        GgmlType::Q4_0 => (Element::Integer { bits: 4 }, ScaleFormat::F16, ZeroPoint::None),
+        GgmlType::Q4_1 => (Element::Integer { bits: 4 }, ScaleFormat::F16, ZeroPoint::Minimum),
+        GgmlType::Mxfp4 => (Element::Fp4E2M1, ScaleFormat::E8M0, ZeroPoint::None),
+        GgmlType::Q4K => return Some(Coding::Whole(Whole::KQuant(KQuant::Q4K))),
+        GgmlType::Q6K => return Some(Coding::Whole(Whole::KQuant(KQuant::Q6K))),
     };
-    let granularity = Granularity::Group(GROUP);
-    Some(Codec { element, granularity, scale, zero: ZeroPoint::None, outliers: None }.into())
+    Some(Codec { element, granularity: Granularity::Group(GROUP), scale, zero, outliers: None }.into())
 }
 
 /// Bytes of a row.

@@ -6,12 +6,8 @@ use super::{names, rope::Rope, rows::HeadOrder};
 use crate::checkpoint::gguf::Value;
 
 /// Model types with their architecture in llama.cpp, and whether rows of queries and keys move.
-const ARCHITECTURES: [(&str, &str, bool); 4] = [
-    ("llama", "llama", true),
-    ("mistral", "llama", true),
-    ("qwen2", "qwen2", false),
-    ("qwen3", "qwen3", false),
-];
+const ARCHITECTURES: [(&str, &str, bool); 4] =
+    [("llama", "llama", true), ("mistral", "llama", true), ("qwen2", "qwen2", false), ("qwen3", "qwen3", false)];
 
 /// Architectures that files are read of, and whether their rows of queries and keys move.
 pub(in crate::layout) fn moves_rows(architecture: &str) -> Option<bool> {
@@ -96,6 +92,9 @@ impl Model {
                  attend to all",
                 self.architecture
             ));
+        }
+        if self.architecture == "qwen3" && self.head_dim != 128 {
+            lost.push(format!("transformers takes heads of `qwen3` to be 128 wide, not {}", self.head_dim));
         }
         if self.biases {
             lost.push(format!(

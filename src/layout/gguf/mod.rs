@@ -15,7 +15,7 @@ pub(crate) use rope::FACTORS;
 use serde_json::Value;
 
 use self::{metadata::Model, rows::HeadOrder};
-use super::{Activations, Container, Contained, Layout, LayoutName, MatrixSpec, Piece, Refusal, TensorSpec};
+use super::{Activations, Contained, Container, Layout, LayoutName, MatrixSpec, Minima, Piece, Refusal, TensorSpec};
 use crate::{
     checkpoint::{Checkpoint, Dtype, GgmlType},
     codec::{CodedRows, Coding, MatrixParameters, RowSource, ScaleFormat, StoredMatrix},
@@ -66,6 +66,10 @@ impl Layout for Gguf {
         ScaleFormat::F16
     }
 
+    fn minima(&self) -> Minima {
+        Minima::Always
+    }
+
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
         let refuse = |what: String| Err(Refusal::Format(what));
         let name = &matrix.name;
@@ -73,7 +77,9 @@ impl Layout for Gguf {
             return refuse(format!("layout `{NAME}` cannot say that activations are quantized (`{name}`)"));
         }
         if matrix.experts.is_some() || matrix.transposed {
-            return refuse(format!("layout `{NAME}` writes no stacked experts and no [input, output] matrices (`{name}`)"));
+            return refuse(format!(
+                "layout `{NAME}` writes no stacked experts and no [input, output] matrices (`{name}`)"
+            ));
         }
         if matrix.rotations.is_some() {
             return refuse(format!("layout `{NAME}` cannot say that a matrix is stored rotated (`{name}`)"));
@@ -124,6 +130,10 @@ impl Layout for Gguf {
 
     fn keeps_rows(&self, name: &str) -> bool {
         self.order(name).is_none()
+    }
+
+    fn carries_codes(&self) -> bool {
+        true
     }
 
     fn keeps_sources_bytes(&self, name: &str) -> bool {

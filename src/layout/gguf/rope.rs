@@ -26,7 +26,8 @@ pub(super) struct Rope {
 impl Rope {
     /// From `rope_parameters`, or `rope_theta` and `rope_scaling`.
     pub(super) fn of(config: &Json) -> Result<Self, String> {
-        let parameters = [&config["rope_parameters"], &config["rope_scaling"]].into_iter().find(|found| found.is_object());
+        let parameters =
+            [&config["rope_parameters"], &config["rope_scaling"]].into_iter().find(|found| found.is_object());
         let nothing = Json::Null;
         let parameters = parameters.unwrap_or(&nothing);
         let number = |value: &Json, key: &str| value[key].as_f64().filter(|number| number.is_finite() && *number > 0.0);
@@ -49,9 +50,9 @@ impl Rope {
             "linear" => Scaling::Linear { factor: needed("factor")? },
             "yarn" => {
                 let own = ["beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"];
-                let standard = |key: &str| match (key, parameters[key].as_f64()) {
-                    (_, None) | ("beta_fast", Some(32.0)) | ("beta_slow", Some(1.0)) => true,
-                    _ => false,
+                let standard = |key: &str| {
+                    let value = (key, parameters[key].as_f64());
+                    matches!(value, (_, None) | ("beta_fast", Some(32.0)) | ("beta_slow", Some(1.0)))
                 };
                 if let Some(key) = own.into_iter().find(|key| !standard(key)) {
                     return Err(format!("rotary positions `yarn` with `{key}` are not written in layout `gguf`"));

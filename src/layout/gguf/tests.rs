@@ -92,20 +92,24 @@ proptest! {
 
     #[test]
     fn blocks_hold_codes_and_scales(
-        index in 0usize..3, codes in prop::collection::vec(any::<u8>(), 64), scales in prop::collection::vec(1u8..200, 2),
+        index in 0usize..4, codes in prop::collection::vec(any::<u8>(), 64), scales in prop::collection::vec(1u8..200, 2),
     ) {
-        let (kind, mask) = [(GgmlType::Q8_0, 255), (GgmlType::Q4_0, 15), (GgmlType::Mxfp4, 15)][index];
+        let (kind, mask) = [(GgmlType::Q8_0, 255), (GgmlType::Q4_0, 15), (GgmlType::Mxfp4, 15), (GgmlType::Q4_1, 15)][index];
         let codes: Vec<u8> = codes.into_iter().map(|code| code & mask).collect();
         let power = |scale: u8| 2f32.powi(i32::from(scale) / 8 - 12);
         let rows = CodedRows {
             first_row: 0, rows: 1, columns: 64, codes: codes.clone(),
-            scales: scales.iter().map(|&scale| power(scale)).collect(), zeros: Vec::new(),
+            scales: scales.iter().map(|&scale| power(scale)).collect(),
+            zeros: if kind == GgmlType::Q4_1 { vec![-0.75, 1.5] } else { Vec::new() },
         };
         let bytes = blocks::pack(kind, &rows);
         prop_assert_eq!(bytes.len(), blocks::row_bytes(kind, 64));
         let one_zero = |code: u8| if kind == GgmlType::Mxfp4 && code == 8 { 0 } else { code };
         prop_assert_eq!(blocks::codes(kind, &bytes), codes.iter().map(|&code| one_zero(code)).collect::<Vec<_>>());
         prop_assert_eq!(blocks::scales(kind, &bytes), rows.scales);
+        if kind == GgmlType::Q4_1 {
+            prop_assert_eq!(blocks::minima(&bytes), rows.zeros);
+        }
     }
 }
 

@@ -194,7 +194,9 @@ fn merges(model: &Json) -> Result<Vec<(String, String)>, String> {
         };
         let (left, right) = pair.ok_or_else(|| format!("tokenizer.json: {merge} is no merge"))?;
         if [left, right].iter().any(|part| part.is_empty() || part.contains(' ')) {
-            return Err(format!("tokenizer.json: the merge of {left:?} and {right:?} cannot be written in a GGUF file"));
+            return Err(format!(
+                "tokenizer.json: the merge of {left:?} and {right:?} cannot be written in a GGUF file"
+            ));
         }
         merges.push((left.to_owned(), right.to_owned()));
     }
@@ -203,7 +205,7 @@ fn merges(model: &Json) -> Result<Vec<(String, String)>, String> {
 
 /// Scores under which llama.cpp, which joins the pair whose piece has the largest score, makes the same pieces as the
 /// merges in their order: minus the piece's number, counted from the first normal one. That holds where pieces are
-/// numbered as they are merged, as SentencePiece numbers them.
+/// numbered as they are merged, as `SentencePiece` numbers them.
 fn scores(merges: &[(String, String)], ids: &BTreeMap<String, usize>, kinds: &[i32]) -> Result<Vec<f32>, String> {
     let mut last = 0;
     for (left, right) in merges {

@@ -24,7 +24,11 @@ use crate::{
 const FORMAT: &str = "gguf";
 
 /// Every tensor of the file but its constants.
-pub(super) fn find(checkpoint: &Checkpoint, gguf: &Gguf, config: &QuantizationConfig) -> Result<Vec<Found>, LayoutError> {
+pub(super) fn find(
+    checkpoint: &Checkpoint,
+    gguf: &Gguf,
+    config: &QuantizationConfig,
+) -> Result<Vec<Found>, LayoutError> {
     let heads = Heads::of(&gguf.metadata)?;
     let mut found = Vec::new();
     for entry in checkpoint.tensors().filter(|entry| entry.name != FACTORS) {
@@ -80,7 +84,10 @@ impl Heads {
         let order = usize::try_from(heads).ok().filter(|heads| rows.is_multiple_of(*heads));
         let order = order.and_then(|heads| HeadOrder::new(rows / heads));
         order.map(Some).ok_or_else(|| {
-            LayoutError::Gguf(format!("the tensor `{}` has {rows} rows, which are not {heads} heads of pairs", entry.name))
+            LayoutError::Gguf(format!(
+                "the tensor `{}` has {rows} rows, which are not {heads} heads of pairs",
+                entry.name
+            ))
         })
     }
 }

@@ -251,7 +251,8 @@ impl LogicalCheckpoint {
             }
         }
         let constant = |entry: &&TensorEntry| checkpoint.gguf().is_some() && entry.name == super::GGUF_CONSTANT;
-        let unowned = checkpoint.tensors().filter(|entry| !owners.contains_key(entry.name.as_str()) && !constant(entry));
+        let unowned =
+            checkpoint.tensors().filter(|entry| !owners.contains_key(entry.name.as_str()) && !constant(entry));
         let plain = unowned.map(|entry| Found {
             logical: LogicalTensor {
                 name: entry.name.clone(),
@@ -440,7 +441,8 @@ impl LogicalCheckpoint {
             return Err(LayoutError::NotFloat { name: tensor.name.clone(), dtype: tensor.dtype });
         }
         let no_tensor = || LayoutError::NoSuchTensor { name: tensor.name.clone() };
-        let entry: &TensorEntry = tensor.parts.first().and_then(|part| self.checkpoint.tensor(part)).ok_or_else(no_tensor)?;
+        let entry: &TensorEntry =
+            tensor.parts.first().and_then(|part| self.checkpoint.tensor(part)).ok_or_else(no_tensor)?;
         let bytes = Ranged::Tensor(&self.checkpoint, entry);
         let (stack, last) = entry.shape.split_at(entry.shape.len().saturating_sub(1));
         let (rows, columns) = (stack.iter().product(), last.first().copied().unwrap_or(1));
