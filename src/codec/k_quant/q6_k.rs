@@ -1,4 +1,4 @@
-//! Q6_K: 128 bytes with the low four bits of the codes, 64 with the high two, 16 scales of a signed byte, `d` in F16.
+//! `Q6_K`: 128 bytes with the low four bits of the codes, 64 with the high two, 16 scales of a signed byte, `d` in F16.
 //!
 //! Each half of a super-block, 128 weights, has 64 bytes of low bits, whose low nibbles are of its first 64 weights, and 32
 //! bytes of high bits, of which each pair of bits is of one of its four runs of 32 weights.

@@ -39,9 +39,9 @@ pub struct Shape {
     pub largest_minimum: f32,
 }
 
-/// The numbers of Q4_K.
+/// The numbers of `Q4_K`.
 pub const Q4_K: Shape = Shape { width: 32, levels: (0.0, 15.0), scales: (0.0, 63.0), largest_minimum: 63.0 };
-/// The numbers of Q6_K.
+/// The numbers of `Q6_K`.
 pub const Q6_K: Shape = Shape { width: 16, levels: (-32.0, 31.0), scales: (-128.0, 127.0), largest_minimum: 0.0 };
 
 /// A super-block as it is stored, and what it costs.
@@ -299,9 +299,9 @@ impl Block<'_> {
             error: 0.0,
             clamped: scale_clamped || minimum_clamped,
         };
-        for part in 0..self.parts() {
-            state.scales[part] = nearest(lines[part].step, scale_units, (low, high));
-            state.minima[part] = nearest(-lines[part].offset, minimum_units, (0.0, self.shape.largest_minimum));
+        for (part, line) in lines[..self.parts()].iter().enumerate() {
+            state.scales[part] = nearest(line.step, scale_units, (low, high));
+            state.minima[part] = nearest(-line.offset, minimum_units, (0.0, self.shape.largest_minimum));
         }
         self.measure(&mut state);
         state

@@ -42,7 +42,9 @@ fn random_blocks(format: KQuant, count: usize) -> Vec<u8> {
     bytes.truncate(count * size);
     let high: &[usize] = if format == KQuant::Q4K { &[1, 3] } else { &[209] };
     for block in bytes.chunks_exact_mut(size) {
-        high.iter().for_each(|&at| block[at] &= 0xBF);
+        for &at in high {
+            block[at] &= 0xBF;
+        }
     }
     bytes
 }
@@ -122,7 +124,7 @@ proptest! {
         scales in prop::array::uniform8(0_u8..64),
         minima in prop::array::uniform8(0_u8..64),
     ) {
-        let bytes = q4_k::pack(&scales, &minima);
+        let bytes = q4_k::pack(scales, minima);
         prop_assert_eq!(q4_k::unpack(&bytes), (scales, minima));
         // As ggml's header draws them, bit by bit.
         for i in 0..4 {
