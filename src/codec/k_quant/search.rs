@@ -26,6 +26,13 @@ const FITS: usize = 3;
 /// Rounds of whole scales and common ones in turn; they settle in fewer.
 const ROUNDS: usize = 4;
 
+/// Neighbours of a whole scale and a whole minimum.
+const AROUND: [(f32, f32); LANES] =
+    [(-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0), (-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)];
+/// Those of a whole scale alone.
+const ALONG: [(f32, f32); LANES] =
+    [(-1.0, 0.0), (1.0, 0.0), (-2.0, 0.0), (2.0, 0.0), (-3.0, 0.0), (3.0, 0.0), (-4.0, 0.0), (4.0, 0.0)];
+
 /// The numbers of a format.
 #[derive(Debug)]
 pub struct Shape {
@@ -169,65 +176,146 @@ fn fitted(weights: &[f32], total: f64, sums: Sums, shape: &Shape) -> Option<Line
     (step > 0.0).then_some(Line { step: step as f32, offset: offset as f32 })
 }
 
-/// The lines that a search begins with: first the one through the extremes.
+/// Lines tried at once, one in each lane.
+#[derive(Clone, Copy, Default)]
+struct Lines {
+    step: [f32; LANES],
+    offset: [f32; LANES],
+}
+
+/// Their [`Sums`].
+#[derive(Default)]
+struct ManySums {
+    error: [f32; LANES],
+    levels: [f32; LANES],
+    squares: [f32; LANES],
+    products: [f32; LANES],
+}
+
+impl ManySums {
+    /// The lane with the least error, the first of equals, and its sums.
+    #[inline(always)]
+    fn least(&self) -> (usize, Sums) {
+        let mut best = 0;
+        for lane in 1..LANES {
+            best = if self.error[lane] < self.error[best] { lane } else { best };
+        }
+        let sums = Sums {
+            error: self.error[best],
+            levels: self.levels[best],
+            squares: self.squares[best],
+            products: self.products[best],
+        };
+        (best, sums)
+    }
+}
+
+impl Lines {
+    #[inline(always)]
+    fn of(&self, lane: usize) -> Line {
+        Line { step: self.step[lane], offset: self.offset[lane] }
+    }
+
+    #[inline(always)]
+    fn sums(&self, weights: &[f32], levels: (f32, f32)) -> ManySums {
+        let inverses: [f32; LANES] = std::array::from_fn(|lane| inverse(self.of(lane)));
+        let mut sums = ManySums::default();
+        for &weight in weights {
+            for (lane, inverse) in inverses.iter().enumerate() {
+                let level = level(weight, self.of(lane), *inverse, levels);
+                let error = (self.step[lane] * level + self.offset[lane]) - weight;
+                sums.error[lane] += error * error;
+                sums.levels[lane] += level;
+                sums.squares[lane] += level * level;
+                sums.products[lane] += weight * level;
+            }
+        }
+        sums
+    }
+
+    /// The best lines for the levels that the sums are of, as [`fitted`] has them; as they are where there is none.
+    #[inline(always)]
+    fn fitted(&self, count: f32, total: f32, sums: &ManySums, shape: &Shape) -> Self {
+        let mut next = *self;
+        for lane in 0..LANES {
+            let (levels, squares, products) = (sums.levels[lane], sums.squares[lane], sums.products[lane]);
+            let through_zero = products / squares;
+            let (step, offset) = if shape.largest_minimum == 0.0 {
+                (through_zero, 0.0)
+            } else {
+                let step = (count * products - levels * total) / (count * squares - levels * levels);
+                let offset = (total - step * levels) / count;
+                if offset > 0.0 { (through_zero, 0.0) } else { (step, offset) }
+            };
+            let usable = step.abs() < f32::MAX && (step > 0.0 || shape.largest_minimum == 0.0);
+            next.step[lane] = if usable { step } else { next.step[lane] };
+            next.offset[lane] = if usable { offset } else { next.offset[lane] };
+        }
+        next
+    }
+}
+
+/// Batches of lines that a search begins with.
+const BATCHES: usize = 3;
+
+/// The line through the extremes of a part, and those that a search begins with.
 #[inline(always)]
-fn starts(weights: &[f32], shape: &Shape, mut take: impl FnMut(Line)) {
+fn starts(weights: &[f32], shape: &Shape) -> (Line, [Lines; BATCHES]) {
     let mut extremes = (f32::INFINITY, f32::NEG_INFINITY);
     for &weight in weights {
         extremes.0 = if weight < extremes.0 { weight } else { extremes.0 };
         extremes.1 = if weight > extremes.1 { weight } else { extremes.1 };
     }
     let (low, high) = shape.levels;
+    let mut batches = [Lines::default(); BATCHES];
     if shape.largest_minimum == 0.0 {
-        let (largest, sign) = if extremes.1 > -extremes.0 { (extremes.1, -1.0) } else { (-extremes.0, 1.0) };
-        take(Line { step: sign * largest / -low, offset: 0.0 });
-        for sign in [sign, -sign] {
-            for step in 0..9_u8 {
-                take(Line { step: sign * largest / (28.5 + 0.625 * f32::from(step)), offset: 0.0 });
+        // The larger reach of levels goes to the largest weight first.
+        let largest = if extremes.1 > -extremes.0 { -extremes.1 } else { -extremes.0 };
+        for (batch, lines) in batches.iter_mut().enumerate() {
+            for lane in 0..LANES {
+                let (sign, place) = if batch < 2 { (1.0, LANES * batch + lane) } else { (-1.0, 2 * lane) };
+                lines.step[lane] = sign * largest / (28.75 + 0.375 * place as f32);
             }
         }
-        return;
+        return (Line { step: largest / -low, offset: 0.0 }, batches);
     }
     let min = limit(extremes.0, (f32::MIN, 0.0));
     let range = extremes.1 - min;
-    take(Line { step: range / high, offset: min });
-    for step in 0..8_u8 {
-        let step = range / (11.5 + 0.6 * f32::from(step));
-        let left = range - high * step;
-        for share in [0.0, 0.5, 1.0] {
-            take(Line { step, offset: limit(min + share * left, (f32::MIN, 0.0)) });
+    for (lines, share) in batches.iter_mut().zip([0.0, 0.5, 1.0]) {
+        for lane in 0..LANES {
+            let step = range / (11.5 + 0.6 * lane as f32);
+            lines.step[lane] = step;
+            lines.offset[lane] = limit(min + share * (range - high * step), (f32::MIN, 0.0));
         }
     }
+    (Line { step: range / high, offset: min }, batches)
 }
 
 /// The best line found for a part's weights, and the one through its extremes.
 #[inline(always)]
 fn lines(weights: &[f32], shape: &Shape) -> (Line, Line) {
     let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
-    let mut plain = None;
-    let (mut best, mut best_sums) = (Line { step: 0.0, offset: 0.0 }, Sums { error: f32::INFINITY, ..Sums::default() });
-    let mut keep = |line: Line, sums: Sums, best_sums: &mut Sums| {
-        let better = sums.error < best_sums.error;
-        if better {
-            (best, *best_sums) = (line, sums);
-        }
-        better
-    };
-    starts(weights, shape, |line| {
-        plain.get_or_insert(line);
-        let found = sums(weights, line, shape.levels);
-        keep(line, found, &mut best_sums);
-        if let Some(line) = fitted(weights, total, found, shape) {
-            keep(line, sums(weights, line, shape.levels), &mut best_sums);
-        }
-    });
-    for _ in 0..FITS {
-        let Some(line) = fitted(weights, total, best_sums, shape) else { break };
-        if !keep(line, sums(weights, line, shape.levels), &mut best_sums) {
-            break;
+    let (plain, batches) = starts(weights, shape);
+    let (mut best, mut best_sums) = (plain, sums(weights, plain, shape.levels));
+    for mut lines in batches {
+        for _ in 0..2 {
+            let found = lines.sums(weights, shape.levels);
+            let (lane, least) = found.least();
+            if least.error < best_sums.error {
+                (best, best_sums) = (lines.of(lane), least);
+            }
+            lines = lines.fitted(weights.len() as f32, total as f32, &found, shape);
         }
     }
-    (best, plain.unwrap_or(best))
+    for _ in 0..FITS {
+        let Some(line) = fitted(weights, total, best_sums, shape) else { break };
+        let found = sums(weights, line, shape.levels);
+        if found.error >= best_sums.error {
+            break;
+        }
+        (best, best_sums) = (line, found);
+    }
+    (best, plain)
 }
 
 /// A super-block with whole scales over common ones.
@@ -324,28 +412,24 @@ impl Block<'_> {
         }
     }
 
-    /// Gives each part the best of the whole numbers next to its own.
+    /// Gives each part the best of the whole numbers around its own.
     #[inline(always)]
     fn choose_whole(&self, state: &mut State) {
         let (scale, minimum) = (self.unit.units(state.scale), self.unit.units(state.minimum));
-        let largest = self.shape.largest_minimum;
+        let moves = if self.shape.largest_minimum == 0.0 { ALONG } else { AROUND };
         for part in 0..self.parts() {
-            let (own_scale, own_minimum) = (state.scales[part], state.minima[part]);
-            for scale_move in [-1.0, 0.0, 1.0] {
-                for minimum_move in [-1.0, 0.0, 1.0] {
-                    let whole = (own_scale + scale_move, own_minimum + minimum_move);
-                    let (low, high) = self.shape.scales;
-                    let within = whole.0 >= low && whole.0 <= high && whole.1 >= 0.0 && whole.1 <= largest;
-                    if !within || (scale_move == 0.0 && minimum_move == 0.0) {
-                        continue;
-                    }
-                    let line = Line { step: scale * whole.0, offset: -(minimum * whole.1) };
-                    let found = sums(self.part(part), line, self.shape.levels);
-                    if found.error < state.sums[part].error {
-                        (state.scales[part], state.minima[part]) = whole;
-                        state.sums[part] = found;
-                    }
-                }
+            // Those beyond the limits are tried as the limits.
+            let whole = moves.map(|(of_scale, of_minimum)| {
+                let scale = limit(state.scales[part] + of_scale, self.shape.scales);
+                (scale, limit(state.minima[part] + of_minimum, (0.0, self.shape.largest_minimum)))
+            });
+            let step = whole.map(|(whole, _)| scale * whole);
+            let offset = whole.map(|(_, whole)| -(minimum * whole));
+            let lines = Lines { step, offset };
+            let (lane, least) = lines.sums(self.part(part), self.shape.levels).least();
+            if least.error < state.sums[part].error {
+                (state.scales[part], state.minima[part]) = whole[lane];
+                state.sums[part] = least;
             }
         }
         state.error = state.sums[..self.parts()].iter().map(|sums| f64::from(sums.error)).sum();
