@@ -5,7 +5,7 @@
 //! part in their low nibbles and the next one in their high nibbles.
 
 use super::{
-    BLOCK, half_at,
+    BLOCK, half_at, lines,
     search::{self, Found},
 };
 
@@ -16,7 +16,7 @@ const SCALES: usize = 4;
 /// Where the codes begin.
 const CODES: usize = 16;
 /// Weights of a part.
-const PART: usize = search::Q4_K.width;
+const PART: usize = lines::Q4_K.width;
 const PARTS: usize = BLOCK / PART;
 
 /// Writes a super-block; says whether it wants scales that F16 does not hold.
@@ -39,9 +39,9 @@ pub fn encode(weights: &[f32; BLOCK], bytes: &mut [u8]) -> bool {
 /// Minima are of one sign. Where a part lies above zero altogether, the weights may be better off turned round, with both
 /// scales negative.
 fn best(weights: &[f32; BLOCK]) -> Found {
-    let found = search::search(weights, &search::Q4_K);
+    let found = search::search(weights, &lines::Q4_K);
     if weights.chunks_exact(PART).any(|part| part.iter().all(|weight| *weight > 0.0)) {
-        let turned = search::search(&weights.map(|weight| -weight), &search::Q4_K);
+        let turned = search::search(&weights.map(|weight| -weight), &lines::Q4_K);
         if turned.error < found.error {
             return Found { scale: -turned.scale, minimum: -turned.minimum, ..turned };
         }
