@@ -243,7 +243,7 @@ impl Grid {
             (Element::Integer { .. }, ZeroPoint::None) => {
                 self.group(absmax / (self.largest_code / 2.0), self.implied_zero)
             }
-            (Element::Integer { .. }, ZeroPoint::Minimum) => self.from_minimum(extent),
+            (Element::Integer { .. }, ZeroPoint::Minimum) => self.above_minimum(extent),
             (Element::Integer { .. }, _) => self.asymmetric(extent),
             (Element::Fp8E4M3 | Element::Fp4E2M1, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax),
             (Element::Fp8E4M3, _) => self.group(absmax / E4M3_MAX, 0.0),
@@ -280,7 +280,7 @@ impl Grid {
     }
 
     /// Code 0 stands for the smallest weight as it is stored, the largest code for the largest weight.
-    fn from_minimum(&self, extent: Extent) -> GroupScale {
+    fn above_minimum(&self, extent: Extent) -> GroupScale {
         let (min, max) = (f64::from(extent.min), f64::from(extent.max));
         let minimum = f64::from(self.float_zero(min));
         // Weights much closer together than to zero are not told apart by more than their type does.

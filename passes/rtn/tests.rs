@@ -729,7 +729,7 @@ fn minima_are_used_where_the_layout_or_the_recipe_says_so() {
     }
 }
 
-/// Q4_1 as ggml has it: d and m in F16, codes from the smallest weight on.
+/// `Q4_1` as ggml has it: d and m in F16, codes from the smallest weight on.
 #[test]
 fn minima_are_the_smallest_weights_and_reach_the_largest() {
     let mut dense = usual(8, 256, 16);

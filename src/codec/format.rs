@@ -65,7 +65,7 @@ pub enum ZeroPoint {
     Integer,
     /// A float in the scale's type (HQQ): weight = (code − zero) · scale.
     Float,
-    /// The weight of code 0 in the scale's type (GGUF's Q4_1): weight = code · scale + minimum.
+    /// The weight of code 0 in the scale's type (GGUF's `Q4_1`): weight = code · scale + minimum.
     Minimum,
 }
 

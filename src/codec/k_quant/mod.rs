@@ -4,6 +4,7 @@
 //! are those of ggml (`block_q4_K` and `block_q6_K` of `ggml-common.h`); how scales and codes are found is ours
 //! ([`search`]).
 
+mod lines;
 mod q4_k;
 mod q6_k;
 mod search;
@@ -65,8 +66,8 @@ impl KQuant {
     #[must_use]
     pub fn part(self) -> usize {
         match self {
-            Self::Q4K => search::Q4_K.width,
-            Self::Q6K => search::Q6_K.width,
+            Self::Q4K => lines::Q4_K.width,
+            Self::Q6K => lines::Q6_K.width,
         }
     }
 

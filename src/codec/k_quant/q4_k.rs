@@ -1,11 +1,11 @@
-//! Q4_K: `d` and `dmin` in F16, 12 bytes of 6-bit scales and minima of eight parts, 128 bytes of 4-bit codes.
+//! `Q4_K`: `d` and `dmin` in F16, 12 bytes of 6-bit scales and minima of eight parts, 128 bytes of 4-bit codes.
 //!
 //! Of scales and minima 0 to 3 all six bits lie in bytes 0 to 3 and 4 to 7; of 4 to 7 the low four bits lie in the low and the
 //! high nibbles of bytes 8 to 11, the high two bits above the six of bytes 0 to 3 and 4 to 7. Each 32 bytes of codes have one
 //! part in their low nibbles and the next one in their high nibbles.
 
 use super::{
-    BLOCK, half_at,
+    BLOCK, half_at, lines,
     search::{self, Found},
 };
 
@@ -16,7 +16,7 @@ const SCALES: usize = 4;
 /// Where the codes begin.
 const CODES: usize = 16;
 /// Weights of a part.
-const PART: usize = search::Q4_K.width;
+const PART: usize = lines::Q4_K.width;
 const PARTS: usize = BLOCK / PART;
 
 /// Writes a super-block; says whether it wants scales that F16 does not hold.
@@ -26,7 +26,7 @@ pub fn encode(weights: &[f32; BLOCK], bytes: &mut [u8]) -> bool {
     bytes[2..SCALES].copy_from_slice(&found.minimum.to_le_bytes());
     let scales: [u8; PARTS] = std::array::from_fn(|part| found.scales[part] as u8);
     let minima: [u8; PARTS] = std::array::from_fn(|part| found.minima[part]);
-    bytes[SCALES..CODES].copy_from_slice(&pack(&scales, &minima));
+    bytes[SCALES..CODES].copy_from_slice(&pack(scales, minima));
     let pairs = found.codes.chunks_exact(2 * PART);
     for (codes, bytes) in pairs.zip(bytes[CODES..BYTES].chunks_exact_mut(PART)) {
         for (column, byte) in bytes.iter_mut().enumerate() {
@@ -39,9 +39,9 @@ pub fn encode(weights: &[f32; BLOCK], bytes: &mut [u8]) -> bool {
 /// Minima are of one sign. Where a part lies above zero altogether, the weights may be better off turned round, with both
 /// scales negative.
 fn best(weights: &[f32; BLOCK]) -> Found {
-    let found = search::search(weights, &search::Q4_K);
+    let found = search::search(weights, &lines::Q4_K);
     if weights.chunks_exact(PART).any(|part| part.iter().all(|weight| *weight > 0.0)) {
-        let turned = search::search(&weights.map(|weight| -weight), &search::Q4_K);
+        let turned = search::search(&weights.map(|weight| -weight), &lines::Q4_K);
         if turned.error < found.error {
             return Found { scale: -turned.scale, minimum: -turned.minimum, ..turned };
         }
@@ -69,7 +69,7 @@ pub fn decode(bytes: &[u8], values: &mut [f32; BLOCK]) {
 }
 
 /// Eight scales and eight minima of six bits in twelve bytes.
-pub fn pack(scales: &[u8; PARTS], minima: &[u8; PARTS]) -> [u8; 12] {
+pub fn pack(scales: [u8; PARTS], minima: [u8; PARTS]) -> [u8; 12] {
     let mut bytes = [0; 12];
     for i in 0..PARTS / 2 {
         bytes[i] = scales[i] | (scales[i + 4] >> 4) << 6;

@@ -1,9 +1,9 @@
-//! Q6_K: 128 bytes with the low four bits of the codes, 64 with the high two, 16 scales of a signed byte, `d` in F16.
+//! `Q6_K`: 128 bytes with the low four bits of the codes, 64 with the high two, 16 scales of a signed byte, `d` in F16.
 //!
 //! Each half of a super-block, 128 weights, has 64 bytes of low bits, whose low nibbles are of its first 64 weights, and 32
 //! bytes of high bits, of which each pair of bits is of one of its four runs of 32 weights.
 
-use super::{BLOCK, half_at, search};
+use super::{BLOCK, half_at, lines, search};
 
 /// Bytes of a super-block.
 pub const BYTES: usize = 210;
@@ -14,7 +14,7 @@ const SCALES: usize = 192;
 /// Where the common scale is.
 const SCALE: usize = 208;
 /// Weights of a part.
-const PART: usize = search::Q6_K.width;
+const PART: usize = lines::Q6_K.width;
 /// Weights of a half, and of a run that shares a place of high bits.
 const HALF: usize = 128;
 const RUN: usize = 32;
@@ -29,7 +29,7 @@ fn places(index: usize) -> ((usize, usize), (usize, usize)) {
 
 /// Writes a super-block; says whether it wants a scale that F16 does not hold.
 pub fn encode(weights: &[f32; BLOCK], bytes: &mut [u8]) -> bool {
-    let found = search::search(weights, &search::Q6_K);
+    let found = search::search(weights, &lines::Q6_K);
     bytes[..SCALES].fill(0);
     for (index, code) in found.codes.iter().enumerate() {
         let (low, high) = places(index);

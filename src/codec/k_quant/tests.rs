@@ -4,8 +4,9 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::{
-    BLOCK, KQuant, q4_k,
-    search::{self, Q4_K, Q6_K, Shape},
+    BLOCK, KQuant,
+    lines::{self, Q4_K, Q6_K, Shape},
+    q4_k, search,
 };
 use crate::codec::{CodecError, Whole};
 
@@ -42,7 +43,9 @@ fn random_blocks(format: KQuant, count: usize) -> Vec<u8> {
     bytes.truncate(count * size);
     let high: &[usize] = if format == KQuant::Q4K { &[1, 3] } else { &[209] };
     for block in bytes.chunks_exact_mut(size) {
-        high.iter().for_each(|&at| block[at] &= 0xBF);
+        for &at in high {
+            block[at] &= 0xBF;
+        }
     }
     bytes
 }
@@ -122,7 +125,7 @@ proptest! {
         scales in prop::array::uniform8(0_u8..64),
         minima in prop::array::uniform8(0_u8..64),
     ) {
-        let bytes = q4_k::pack(&scales, &minima);
+        let bytes = q4_k::pack(scales, minima);
         prop_assert_eq!(q4_k::unpack(&bytes), (scales, minima));
         // As ggml's header draws them, bit by bit.
         for i in 0..4 {
@@ -333,7 +336,7 @@ fn lines_of_parts_are_near_the_best_of_all() {
     for case in 0..12 {
         let weights = random.gaussians(8, 1.0);
         let least = exhaustive(&weights, 3, true);
-        let error = f64::from(search::line_of_part(&weights, &shape).1);
+        let error = f64::from(lines::line_of_part(&weights, &shape).1);
         assert!(error >= least * (1.0 - 1e-4), "case {case}: {error} is below the least, {least}");
         (found, best) = (found + error, best + least);
     }
@@ -376,7 +379,7 @@ fn lines_of_parts_are_as_good_as_those_of_a_fine_grid() {
         let (mut found, mut best) = (0.0, 0.0);
         for _ in 0..cases {
             let weights = random.gaussians(shape.width, 0.02);
-            found += f64::from(search::line_of_part(&weights, shape).1);
+            found += f64::from(lines::line_of_part(&weights, shape).1);
             best += by_grid(&weights, shape);
         }
         assert!(found <= 1.05 * best, "{shape:?}: {found}, the grid's best has {best}: {}", found / best);
