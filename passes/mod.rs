@@ -21,7 +21,7 @@ use crate::{
     checkpoint::Dtype,
     codec::{CodecError, CodedRows, Coding, MatrixParameters, Rotations, RowSource, ScaleFormat, StoredMatrix, Whole},
     compute::{ComputeError, Device},
-    layout::Activations,
+    layout::{Activations, Minima},
 };
 
 /// Settings of one pass for one tensor, typed and complete.
@@ -130,6 +130,8 @@ pub struct Matrix {
     pub minimum_zero_point: u8,
     /// Whether the layout stores zero points that are not whole (HQQ).
     pub float_zero_allowed: bool,
+    /// Whether the layout stores minima in place of zero points.
+    pub minima: Minima,
 }
 
 /// A count of something that deviates from what was asked, by name (`scale-clamped`, …).
@@ -443,6 +445,7 @@ impl Settings {
                 let solution = pvq::encode(&linear, &settings.solve).map_err(gptq::SolveError::into_codec)?;
                 Ok((solution.tensors, solution.report.deviations))
             }
+            (Self::Rtn(_), Whole::KQuant(format)) => rtn::k_quant::encode(*format, weights),
             (Self::Vptq(settings), Whole::Vector(format)) => {
                 let linear = vptq::Linear {
                     name,

@@ -91,6 +91,7 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Recipe(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Tokens(error) => error.hint(),
             Self::Layout(error) => error.hint(),
@@ -98,8 +99,7 @@ impl Error {
             Self::Run(error) => error.hint(),
             Self::Solve(error) => error.hint(),
             Self::Train(error) => error.hint(),
-            Self::Recipe(_)
-            | Self::Compute(_)
+            Self::Compute(_)
             | Self::Codec(_)
             | Self::Choose(_)
             | Self::Scratch(_)

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    bantam::platform::quiet_graphics_drivers();
     ExitCode::from(bantam::cli::main(std::env::args_os()) as u8)
 }

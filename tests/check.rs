@@ -166,6 +166,53 @@ fn formats_masks_fallbacks_and_runtimes_are_required_or_forbidden() {
     masked.check("[require]\nsparsity = { \"mlp\" = \"2:4\" }", "json", 0);
 }
 
+/// Rules of vLLM's loader that a recipe breaks easily; transformers has none of them.
+#[test]
+fn conformance_rules_of_a_runtime_name_what_it_would_take() {
+    let pass = |settings: &str| format!("[[pass]]\nuse = \"rtn\"\nbits = 4\n{settings}");
+    let one_of_three = "[[pass.override]]\nselect = [\"attention.key\"]\nbits = 8\n";
+    let dense_up = "group_size = 128\nskip = [\"head\", \"embedding\", \"mlp.up\"]\n";
+    let cases = [
+        ("compressed-tensors", pass("group_size = 16\n"), 28, "groups of 32, 64 or 128, or whole rows"),
+        ("compressed-tensors", pass(one_of_three), 4, "int4-g128"),
+        ("compressed-tensors", pass(dense_up), 4, "int4-g128"),
+        ("gptq", pass("bits = 3\ngroup_size = 128\n").replacen("bits = 4\n", "", 1), 28, "float16"),
+        ("gptq", pass("group_size = 128\nsymmetric = false\n"), 28, "float16"),
+        ("gptq", pass("group_size = 128\n"), 0, ""),
+        ("compressed-tensors", pass("group_size = 32\n"), 0, ""),
+    ];
+    for (layout, pass, count, limit) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let example = Example { folder };
+        let recipe = example.path("recipe.toml");
+        let model = fixtures().join("tiny-llama");
+        let text =
+            format!("schema = 1\nmodel = {model:?}\n{pass}\n[artifact]\nout = \"artifact\"\nlayout = \"{layout}\"\n");
+        std::fs::write(&recipe, text).unwrap();
+        expect_exit(bantam().args(["run", "--quiet"]).arg(&recipe), 0);
+        example.check("[require]\nruntimes = [\"transformers\"]", "json", 0);
+        if count == 0 {
+            example.check("[require]\nruntimes = [\"vllm\"]", "json", 0);
+            continue;
+        }
+        let findings = example.findings("[require]\nruntimes = [\"vllm\"]");
+        let as_expected = findings.iter().filter(|finding| finding["rule"] == "runtime" && finding["limit"] == limit);
+        assert_eq!((as_expected.count(), findings.len()), (count, count), "{pass}: {findings:#?}");
+    }
+    // A server needs the tokenizer.
+    let bare = Example { folder: tempfile::tempdir().unwrap() };
+    let model = bare.path("model");
+    std::fs::create_dir(&model).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixtures().join("tiny-llama").join(name), model.join(name)).unwrap();
+    }
+    let mut command = bantam();
+    command.args(["run", "--quiet"]).arg(fixtures().join("recipes/int4.toml")).arg("--model").arg(&model);
+    expect_exit(command.arg("--out").arg(bare.path("artifact")), 0);
+    let findings = bare.findings("[require]\nruntimes = [\"vllm\"]");
+    assert_eq!((findings.len(), &findings[0]["value"]), (1, &Value::from("no tokenizer")));
+}
+
 #[test]
 fn an_artifact_comes_from_where_the_policy_says() {
     let example = Example::new("int4.toml");

@@ -43,7 +43,7 @@ fn granularity() -> impl Strategy<Value = Granularity> {
 
 /// Any codec whose scales are plain floats, or NVFP4's.
 fn codec() -> impl Strategy<Value = Codec> {
-    (element(), granularity(), 0..3, any::<bool>()).prop_map(|(element, granularity, zero, over_global)| {
+    (element(), granularity(), 0..4, any::<bool>()).prop_map(|(element, granularity, zero, over_global)| {
         let integer = matches!(element, Element::Integer { .. });
         let over_global = over_global && !integer && granularity != Granularity::Tensor;
         Codec {
@@ -53,6 +53,7 @@ fn codec() -> impl Strategy<Value = Codec> {
             zero: match zero {
                 1 if integer => ZeroPoint::Integer,
                 2 if integer => ZeroPoint::Float,
+                3 if integer => ZeroPoint::Minimum,
                 _ => ZeroPoint::None,
             },
             outliers: None,
@@ -72,7 +73,7 @@ fn coded(codec: &Codec, first_row: usize, rows: usize, columns: usize) -> (Coded
     // 0x7f is E4M3's not-a-number.
     let code = |index| ((noise(index) * levels as f32) as u32).min(levels - 1) as u8 & 0xfe;
     let zero = |index: usize| match codec.zero {
-        ZeroPoint::Float => noise(index) * 3.0,
+        ZeroPoint::Float | ZeroPoint::Minimum => noise(index) * 3.0,
         _ => (noise(index) * (levels - 1) as f32).round(),
     };
     let has_zeros = codec.zero != ZeroPoint::None;
@@ -130,7 +131,11 @@ proptest! {
                     (_, _) if codec.granularity == Granularity::Tensor => f64::from(parameters.tensor_zero.unwrap()),
                     _ => f64::from(coded.zeros[group]),
                 };
-                let expected = by_definition(codec.element, coded.codes[row * columns + column], zero, scale);
+                let code = coded.codes[row * columns + column];
+                let expected = match codec.zero {
+                    ZeroPoint::Minimum => f64::from(code) * scale + zero,
+                    _ => by_definition(codec.element, code, zero, scale),
+                };
                 let got = f64::from(out[row * columns + column]);
                 prop_assert!((got - expected).abs() <= expected.abs() * 2e-7 + 1e-6 * scale, "{} {}", got, expected);
             }

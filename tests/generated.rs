@@ -41,19 +41,44 @@ fn schemas_accept_what_is_read() {
     assert!(!policy.is_valid(&written));
 }
 
-#[test]
-fn completions_and_man_pages_name_every_command() {
-    let help = String::from_utf8(expect_exit(bantam().arg("--help"), 0).stdout).unwrap();
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    let commands: Vec<&str> = commands
+fn help(arguments: &[&str]) -> String {
+    String::from_utf8(expect_exit(bantam().args(arguments).arg("--help"), 0).stdout).unwrap()
+}
+
+/// The names of all commands, from the help.
+fn commands() -> Vec<String> {
+    let help = help(&[]);
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<String> = lines
         .filter(|line| !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help")
+        .map(str::to_owned)
         .collect();
-    assert!(commands.contains(&"check") && commands.len() > 12, "{commands:?}");
+    assert!(commands.iter().any(|name| name == "check") && commands.len() > 12, "{commands:?}");
+    commands
+}
+
+/// Help fits 80 columns, and that of every command has an example of it.
+#[test]
+fn every_command_has_an_example_and_help_that_fits() {
+    for command in commands() {
+        let help = help(&[&command]);
+        let wide: Vec<&str> = help.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{command}: {wide:#?}");
+        let example = help.lines().skip_while(|line| !line.starts_with("Example")).nth(1);
+        let begins = format!("  bantam {command}");
+        assert!(example.is_some_and(|line| line.starts_with(&begins)), "{command}: {help}");
+    }
+    assert!(help(&[]).lines().all(|line| line.chars().count() <= 80));
+}
+
+#[test]
+fn completions_and_man_pages_name_every_command() {
+    let commands = commands();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let text = String::from_utf8(expect_exit(bantam().args(["completions", shell]), 0).stdout).unwrap();
-        let missing: Vec<_> = commands.iter().filter(|command| !text.contains(**command)).collect();
+        let missing: Vec<_> = commands.iter().filter(|command| !text.contains(command.as_str())).collect();
         assert!(missing.is_empty(), "{shell}: {missing:?}");
     }
     let folder = tempfile::tempdir().unwrap();

@@ -230,6 +230,7 @@ fn encode(dense: &Dense, settings: &str, global: Option<f32>) -> (Coded, (usize,
         scale: ScaleFormat::BF16,
         minimum_zero_point: 0,
         float_zero_allowed: false,
+        minima: bantam::layout::Minima::Never,
     };
     let choice = Settings::codec(&settings, &matrix).unwrap();
     let encoder = settings.encoder(&matrix, &choice);

@@ -322,8 +322,18 @@ fn every_codec(
     outliers: Option<u64>,
     scale: ScaleFormat,
 ) -> Vec<MatrixSpec> {
-    let names = ["channel", "tensor", "channel-asym", "tensor-asym", "channel-hqq", "tensor-hqq", "block16x24-asym"];
-    let groups = ["", "-asym", "-hqq"].map(|zero| format!("g{size}{zero}"));
+    let names = [
+        "channel",
+        "tensor",
+        "channel-asym",
+        "tensor-asym",
+        "channel-hqq",
+        "tensor-hqq",
+        "channel-min",
+        "tensor-min",
+        "block16x24-asym",
+    ];
+    let groups = ["", "-asym", "-hqq", "-min"].map(|zero| format!("g{size}{zero}"));
     let integers = names.into_iter().map(str::to_owned).chain(groups).map(|rest| format!("int{bits}-{rest}"));
     let floats = ["fp8-channel", "fp8-tensor", "fp8-block128x128", "mxfp4", "mxfp8", "nvfp4"].map(str::to_owned);
     let one = |(index, name): (usize, String)| {
@@ -468,6 +478,7 @@ fn what_a_layout_has_not_is_refused() {
         (tensors, matrix(128, 100, "int4-g64"), "shape: `x.weight` has 100 columns, which groups of 64"),
         (tensors, matrix(128, 128, "int3-g64"), "format: layout `compressed-tensors` writes integers of 4 and 8 bits"),
         (tensors, matrix(128, 128, "int4-g64-hqq"), "format: layout `compressed-tensors` has whole zero points only"),
+        (tensors, matrix(128, 128, "int4-g32-min"), "format: layout `compressed-tensors` has whole zero points only"),
         (tensors, matrix(128, 128, "int4-tensor"), "format: layout `compressed-tensors` has one integer scale"),
         (tensors, matrix(128, 128, "fp8-block96x128"), "format: layout `compressed-tensors` has blocks of rows"),
         (gptq, matrix(128, 128, "int5-g64"), "format: layout `gptq` has integers of 2, 3, 4 and 8 bits, not 5"),

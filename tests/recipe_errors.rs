@@ -253,7 +253,7 @@ unknown layout "compressed_tensor"
   |
 7 | layout = "compressed_tensor"
   |          ^^^^^^^^^^^^^^^^^^^
-  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "delta", "remote-code", "sparse-24-bitmask", "dense"
+  = expected one of "compressed-tensors", "gptq", "gptq-v2", "awq", "vptq", "bantam", "delta", "remote-code", "sparse-24-bitmask", "gguf", "dense"
   = help: did you mean `compressed-tensors`?"#,
     );
 }

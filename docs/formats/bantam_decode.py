@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 
+import k_quant_decode
 import numpy as np
 import pyramid_decode
 import sparse_decode
@@ -65,6 +66,8 @@ def decode_turned(tensors, name, group, shape):
             matrix = vector_decode.vectors(part, group["codec"], group["scale_dtype"], rows, columns)
         elif group["codec"].startswith("mask"):
             matrix = sparse_decode.sparse(part, group["codec"], rows, columns)
+        elif group["codec"] in k_quant_decode.BYTES:
+            matrix = k_quant_decode.k_quant(part, group["codec"], rows, columns)
         else:
             matrix = decode(tensors, name, plain, [*stack, rows, columns]).reshape(-1, rows, columns)[expert]
         if rotations["outputs"]:
@@ -89,7 +92,7 @@ def factors(tensors, name, codec, rows):
 def decode(tensors, name, group, shape):
     if group["codec"].startswith("factors"):
         return factors(tensors, name, group["codec"], shape[0])
-    if group.get("rotations") or group["codec"].startswith(("pvq", "vptq", "mask")):
+    if group.get("rotations") or group["codec"].startswith(("pvq", "vptq", "mask", "q4_k", "q6_k")):
         return decode_turned(tensors, name, group, shape)
     element, granularity, *rest = NAMES.get(group["codec"], group["codec"]).split("-")
     *stack, rows, columns = [*shape[:-2], *shape[:-3:-1]] if group["transposed"] else shape
@@ -103,7 +106,7 @@ def decode(tensors, name, group, shape):
     zero = np.float32(2 ** (bits - 1) if element.startswith("int") else 0)
     if granularity == "tensor":
         scale = part("tensor_scale")[0]
-        zero = part("tensor_zero")[0] if {"asym", "hqq"} & set(rest) else zero
+        zero = part("tensor_zero")[0] if {"asym", "hqq", "min"} & set(rest) else zero
     else:
         block = re.fullmatch(r"(?:block(\d+)x|g)(\d+)", granularity)
         height, width = (int(block[1] or 1), int(block[2])) if block else (1, columns)
@@ -114,10 +117,10 @@ def decode(tensors, name, group, shape):
         if "e4m3" in rest:
             scales = scales / part("tensor_scale")[0]
         scale = spread(scales.astype(np.float32))
-        if {"asym", "hqq"} & set(rest):
+        if {"asym", "hqq", "min"} & set(rest):
             zeros = unpack(flat("zeros"), scales.shape[1], bits) if "asym" in rest else flat("zeros")
             zero = spread(zeros.astype(np.float32))
-    weights = (values - zero) * scale
+    weights = values * scale + zero if "min" in rest else (values - zero) * scale
     if group["outliers"]:
         row = np.repeat(np.arange(rows), np.diff(part("outlier_row_starts")))
         places = part("outlier_columns")

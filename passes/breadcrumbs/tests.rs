@@ -81,6 +81,7 @@ fn what_is_stored_decodes_to_the_masked_difference() {
         scale: ScaleFormat::F32,
         minimum_zero_point: 0,
         float_zero_allowed: false,
+        minima: crate::layout::Minima::Never,
     };
     for text in ["", "ranking = \"tensor\"", "density = 0.02\nscale = -0.5", "density = 0.01\nranking = \"tensor\""] {
         let settings = parse(text).unwrap();

@@ -6,7 +6,7 @@ use super::{
     options::Linear,
 };
 use crate::{
-    codec::{Codec, Element, Granularity, sparse::Mask},
+    codec::{Codec, Element, Granularity, ZeroPoint, sparse::Mask},
     passes::rtn::grid::{Grid, GroupScale},
 };
 
@@ -101,7 +101,13 @@ impl<'a> Chunk<'a> {
             let steps: Vec<f32> = scales.iter().map(|scale| self.grid.step(scale)).collect();
             let columns = self.columns_of(group);
             for column in values[columns.start * self.lanes..columns.end * self.lanes].chunks_exact_mut(self.lanes) {
-                column.iter_mut().zip(&steps).for_each(|(value, step)| *value *= step);
+                if self.grid.zero_point() == ZeroPoint::Minimum {
+                    for (value, group) in column.iter_mut().zip(scales) {
+                        *value = self.grid.decode((*value + group.zero).round_ties_even() as u8, group);
+                    }
+                } else {
+                    column.iter_mut().zip(&steps).for_each(|(value, step)| *value *= step);
+                }
             }
         }
         values

@@ -40,7 +40,7 @@ impl Lanes {
 
     fn push(&mut self, grid: &Grid, group: &GroupScale) {
         let (offset, low, high) = match (grid.element(), grid.zero_point()) {
-            (Element::Integer { .. }, ZeroPoint::Float) => (group.zero, 0.0, grid.largest_code()),
+            (Element::Integer { .. }, ZeroPoint::Float | ZeroPoint::Minimum) => (group.zero, 0.0, grid.largest_code()),
             (Element::Integer { .. }, _) => (0.0, -group.zero, grid.largest_code() - group.zero),
             (Element::Fp8E4M3 | Element::Fp4E2M1, _) => (0.0, 0.0, 0.0),
         };

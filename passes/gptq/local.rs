@@ -129,7 +129,7 @@ impl<'g> Local<'g> {
         let zeros: &[f64] = match self.grid.zero_point() {
             ZeroPoint::None => &[0.0],
             ZeroPoint::Integer => &[0.0, -1.0, 1.0],
-            ZeroPoint::Float => &[0.0, -0.25, 0.25],
+            ZeroPoint::Float | ZeroPoint::Minimum => &[0.0, -0.25, 0.25],
         };
         // Neighbours are those of the scale that is best for the levels as they are; the scale they have now comes last.
         let start = std::mem::take(&mut self.rescaled);
@@ -152,15 +152,11 @@ impl<'g> Local<'g> {
     }
 
     fn neighbour(&self, group: &GroupScale, factor: f32, shift: f64) -> GroupScale {
-        let zero = match self.grid.zero_point() {
-            ZeroPoint::None => group.zero,
-            ZeroPoint::Integer => self.grid.whole_zero(f64::from(group.zero) + shift),
-            ZeroPoint::Float => self.grid.float_zero(f64::from(group.zero) + shift),
-        };
+        let moved = self.grid.moved(group, f64::from(group.zero) + shift);
         if factor == 1.0 {
-            return GroupScale { zero, ..*group };
+            return moved;
         }
-        GroupScale { zero_clamped: group.zero_clamped, ..self.grid.group(self.grid.step(group) * factor, zero) }
+        GroupScale { zero_clamped: group.zero_clamped, ..self.grid.group(self.grid.step(group) * factor, moved.zero) }
     }
 
     /// Sweeps towards the optimum with these scales, and keeps what is better.

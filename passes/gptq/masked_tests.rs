@@ -150,6 +150,7 @@ fn rounding_to_nearest_keeps_zeros() {
                 seed: 0,
                 minimum_zero_point,
                 float_zero_allowed: true,
+                minima: crate::layout::Minima::Never,
             };
             let table = format!("bits = 4\nrange = '{range}'").parse().unwrap();
             let settings = (crate::passes::rtn::INFO.parse)(&table).unwrap();

@@ -220,6 +220,11 @@ impl<'c, 'a> Refinement<'c, 'a> {
             if gain > 0.0 {
                 self.gains[lane] += gain;
                 self.chunk.groups[group][lane] = new;
+                // A minimum is rounded anew, and the zero point with it.
+                let moved = old.zero - new.zero;
+                for level in self.chunk.levels[place.clone()].iter_mut().skip(lane).step_by(lanes) {
+                    *level += moved;
+                }
             }
         }
         self.update(group, range);

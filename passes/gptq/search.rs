@@ -152,11 +152,7 @@ impl Group<'_> {
         if !(step > 0.0 && step.is_finite() && zero.is_finite()) {
             return scored.group;
         }
-        let zero = match self.grid.zero_point() {
-            ZeroPoint::None => scored.group.zero,
-            ZeroPoint::Integer => self.grid.whole_zero(zero),
-            ZeroPoint::Float => self.grid.float_zero(zero),
-        };
-        GroupScale { zero_clamped: scored.group.zero_clamped, ..self.grid.group(step as f32, zero) }
+        let scaled = self.grid.group(step as f32, scored.group.zero);
+        GroupScale { zero_clamped: scored.group.zero_clamped, ..self.grid.moved(&scaled, zero) }
     }
 }

@@ -38,6 +38,7 @@ pub const KEYS: &[&str] = &[
     "search_steps",
     "sweeps",
     "symmetric",
+    "zero",
 ];
 
 /// Keys that the solver reads; all others are `rtn`'s.
@@ -86,6 +87,11 @@ impl Settings {
         let mut number = table.clone();
         number.retain(|key, _| !OWN.contains(&key));
         let number = rtn::Settings::parse(&number)?;
+        if let rtn::Number::KQuant { format } = number.number {
+            let message =
+                format!("`gptq` finds no codes of `{}`, whose scales are shared twice; use `rtn`", format.name());
+            return Err(SettingError::new("format", message));
+        }
         let mut solve = SolveOptions::default();
         if matches!(number.number, rtn::Number::Integer { bits: ..=3 }) {
             // The coarser the levels, the more there is left to gain.

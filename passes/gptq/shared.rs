@@ -48,7 +48,8 @@ impl Shared {
             Granularity::Tensor => {
                 let group = best(&shared.grid, target)?;
                 shared.parameters.tensor_scale = Some(group.scale);
-                shared.parameters.tensor_zero = (linear.codec.zero != ZeroPoint::None).then_some(group.zero);
+                shared.parameters.tensor_zero =
+                    (linear.codec.zero != ZeroPoint::None).then(|| shared.grid.stored_zero(&group));
                 shared.groups = vec![group];
                 shared.height = linear.rows.max(1);
             }

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     codec::{CodecError, CodedRows, Granularity, ZeroPoint, range, sparse::Mask},
-    passes::{Deviations, rtn::grid::GroupScale},
+    passes::{
+        Deviations,
+        rtn::grid::{Grid, GroupScale},
+    },
 };
 
 /// Quantizes one layer. Same input, same result, whatever the number of threads.
@@ -93,7 +96,7 @@ pub fn solve_kept(
 fn check_mask(factor: &Factor, linear: &Linear, mask: &Mask) -> Result<(), SolveError> {
     SolveError::check("rows of the mask", linear.rows, mask.rows())?;
     SolveError::check("columns of the mask", factor.columns, mask.columns())?;
-    if linear.codec.zero == ZeroPoint::Float { Err(SolveError::MaskedZero) } else { Ok(()) }
+    if linear.codec.zero.is_float() { Err(SolveError::MaskedZero) } else { Ok(()) }
 }
 
 /// Whether the lengths fit and all numbers are finite; gives whether the target is corrected.
@@ -306,7 +309,7 @@ impl<'a> Job<'a> {
             solution.dequantized.extend_from_slice(&done.values);
             if self.shared.height == 0 {
                 for row in 0..ROWS.min(rows - index * ROWS) {
-                    done.groups.iter().for_each(|group| clamped.push(&mut coded, &group[row], self.linear.codec.zero));
+                    done.groups.iter().for_each(|group| clamped.push(&mut coded, &group[row], self.linear.grid));
                 }
             }
             solution.report.add(&done.report);
@@ -315,7 +318,7 @@ impl<'a> Job<'a> {
             let mut scratch = CodedRows::default();
             let tensor = self.linear.codec.granularity == Granularity::Tensor;
             let into = if tensor { &mut scratch } else { &mut coded };
-            self.shared.groups.iter().for_each(|group| clamped.push(into, group, self.linear.codec.zero));
+            self.shared.groups.iter().for_each(|group| clamped.push(into, group, self.linear.grid));
         }
         solution.report.deviations = clamped.deviations(self.factor);
         solution.coded = coded;
@@ -358,10 +361,10 @@ struct Clamped {
 }
 
 impl Clamped {
-    fn push(&mut self, coded: &mut CodedRows, group: &GroupScale, zero: ZeroPoint) {
+    fn push(&mut self, coded: &mut CodedRows, group: &GroupScale, grid: &Grid) {
         coded.scales.push(group.scale);
-        if zero != ZeroPoint::None {
-            coded.zeros.push(group.zero);
+        if grid.zero_point() != ZeroPoint::None {
+            coded.zeros.push(grid.stored_zero(group));
         }
         self.scales += u64::from(group.scale_clamped);
         self.zeros += u64::from(group.zero_clamped);

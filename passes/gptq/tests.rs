@@ -66,6 +66,8 @@ pub(super) fn formats() -> Vec<Codec> {
         integer(3, Group(24), ZeroPoint::Integer),
         integer(4, Group(32), ZeroPoint::None),
         integer(3, Group(20), ZeroPoint::Float),
+        integer(4, Group(32), ZeroPoint::Minimum),
+        codec(Element::Integer { bits: 3 }, Channel, ScaleFormat::BF16, ZeroPoint::Minimum),
         integer(5, Channel, ZeroPoint::Integer),
         integer(8, Channel, ZeroPoint::None),
         integer(4, Tensor, ZeroPoint::Integer),
@@ -126,6 +128,7 @@ fn without_correlation_codes_are_those_of_round_to_nearest() {
                 seed: 0,
                 minimum_zero_point: 0,
                 float_zero_allowed: true,
+                minima: crate::layout::Minima::WhereAsked,
             };
             let settings =
                 (crate::passes::rtn::INFO.parse)(&toml::Table::from_iter([("bits".into(), 4.into())])).unwrap();

@@ -71,6 +71,7 @@ fn encoder(mask: Option<&str>) -> Box<dyn MatrixEncoder> {
         scale: ScaleFormat::BF16,
         minimum_zero_point: 0,
         float_zero_allowed: true,
+        minima: crate::layout::Minima::Never,
     };
     let table = "bits = 4\ngroup_size = 32\nsymmetric = false".parse().unwrap();
     let settings = (crate::passes::rtn::INFO.parse)(&table).unwrap();

@@ -18,9 +18,7 @@ impl Encoder {
     /// float zero points not to the bit.
     pub(super) fn fits_device(&self) -> bool {
         let scale_is_known = self.codec.granularity == Granularity::Tensor;
-        self.codec.outliers.is_none()
-            && self.codec.zero != ZeroPoint::Float
-            && (scale_is_known || self.range == Range::Minmax)
+        self.codec.outliers.is_none() && !self.codec.zero.is_float() && (scale_is_known || self.range == Range::Minmax)
     }
 
     /// See [`crate::passes::MatrixEncoder::start_on`].
@@ -69,7 +67,7 @@ impl Encoder {
                 let extent = of_group.copied().reduce(Extent::union).unwrap_or_default();
                 let group = tensor.unwrap_or_else(|| grid.min_max(extent));
                 if tensor.is_none() {
-                    stripe.push(&group, self.codec.zero);
+                    stripe.push(&group, &grid);
                 }
                 steps.push(grid.step(&group));
                 zeros.push(group.zero);

@@ -39,6 +39,7 @@ fn encoder(recipe: &str, rows: usize, columns: usize, dtype: Dtype) -> Box<dyn M
         seed: 0,
         minimum_zero_point: u8::from(recipe.contains("false")),
         float_zero_allowed: true,
+        minima: crate::layout::Minima::Never,
     };
     settings.encoder(&matrix, settings.codec(&matrix).unwrap().codec.scalar().unwrap())
 }

@@ -132,7 +132,7 @@ impl Encoder {
                 }
             };
             if tensor.is_none() {
-                stripe.push(&group, self.codec.zero);
+                stripe.push(&group, grid);
             }
             scratch.steps.push(grid.step(&group));
             scratch.zeros.push(group.zero);
@@ -183,10 +183,10 @@ impl Tile<'_> {
 }
 
 impl Stripe {
-    pub(super) fn push(&mut self, group: &GroupScale, zero: ZeroPoint) {
+    pub(super) fn push(&mut self, group: &GroupScale, grid: &Grid) {
         self.scales.push(group.scale);
-        if zero != ZeroPoint::None {
-            self.zeros.push(group.zero);
+        if grid.zero_point() != ZeroPoint::None {
+            self.zeros.push(grid.stored_zero(group));
         }
         self.scales_clamped += u64::from(group.scale_clamped);
         self.zeros_clamped += u64::from(group.zero_clamped);
@@ -218,7 +218,7 @@ impl MatrixEncoder for Encoder {
                 Range::Minmax | Range::Hqq => self.grid.min_max(extent),
             };
             parameters.tensor_scale = Some(group.scale);
-            parameters.tensor_zero = (self.codec.zero != ZeroPoint::None).then_some(group.zero);
+            parameters.tensor_zero = (self.codec.zero != ZeroPoint::None).then(|| self.grid.stored_zero(&group));
         }
         parameters.outliers = outliers;
         Ok(parameters)

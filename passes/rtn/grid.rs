@@ -20,6 +20,8 @@ use crate::{
 const F16_NORMAL: f32 = 6.103_515_6e-5;
 /// Smallest normal E4M3.
 const E4M3_NORMAL: f32 = 0.015_625;
+/// The smallest range of a group with a minimum, as a share of that: zero points stay numbers of few digits.
+const SMALLEST_RANGE: f64 = 1.0 / 4096.0;
 /// Largest global scale of NVFP4: that of a matrix of which no weight is beyond F32's subnormals.
 const LARGEST_GLOBAL: f32 = 1.0e38;
 
@@ -125,9 +127,45 @@ impl Grid {
         if self.scale == ScaleFormat::E4M3OverGlobal { group.scale / self.global } else { group.scale }
     }
 
-    /// A group with the stored scale nearest to `step`, the weight that level 1 is to stand for.
+    /// A group with the stored scale nearest to `step`, the weight that level 1 is to stand for, and the zero point as it is;
+    /// with minima, that of the stored minimum nearest to it.
     pub fn group(&self, step: f32, zero: f32) -> GroupScale {
-        self.usual_group(step, zero).unwrap_or_else(|| self.extreme_group(step, zero))
+        let group = self.usual_group(step, zero).unwrap_or_else(|| self.extreme_group(step, zero));
+        if self.zero == ZeroPoint::Minimum { self.moved(&group, f64::from(zero)) } else { group }
+    }
+
+    /// A group with the same scale, and the stored zero point nearest to this one.
+    pub fn moved(&self, group: &GroupScale, zero: f64) -> GroupScale {
+        let zero = match self.zero {
+            ZeroPoint::None => group.zero,
+            ZeroPoint::Integer => self.whole_zero(zero),
+            ZeroPoint::Float => self.float_zero(zero),
+            ZeroPoint::Minimum => {
+                let step = f64::from(self.step(group));
+                (-f64::from(self.float_zero(-zero * step)) / step) as f32
+            }
+        };
+        GroupScale { zero, ..*group }
+    }
+
+    /// A group with another scale, whose code 0 stands for the same weight where minima are stored, and whose zero point is the
+    /// same where those are.
+    pub fn rescaled(&self, group: &GroupScale, step: f32) -> GroupScale {
+        if self.zero != ZeroPoint::Minimum {
+            return self.group(step, group.zero);
+        }
+        let scaled = self.group(step, group.zero);
+        let share = f64::from(self.step(group)) / f64::from(self.step(&scaled));
+        self.moved(&scaled, f64::from(group.zero) * share)
+    }
+
+    /// The zero point as it is stored: the weight of code 0 where minima are.
+    pub fn stored_zero(&self, group: &GroupScale) -> f32 {
+        if self.zero != ZeroPoint::Minimum {
+            return group.zero;
+        }
+        // Rounding gives back what the zero point was computed from.
+        self.float_zero(0.0 - f64::from(group.zero) * f64::from(self.step(group)))
     }
 
     /// The same, fast, for scales well within the storage type: nothing is clamped there.
@@ -175,7 +213,12 @@ impl Grid {
 
     /// The group with a scale and zero point that have been stored before.
     pub fn stored(&self, scale: f32, zero: Option<f32>) -> GroupScale {
-        GroupScale { scale, zero: zero.unwrap_or(self.implied_zero), scale_clamped: false, zero_clamped: false }
+        let zero = match zero {
+            None => self.implied_zero,
+            Some(minimum) if self.zero == ZeroPoint::Minimum => -minimum / scale,
+            Some(zero) => zero,
+        };
+        GroupScale { scale, zero, scale_clamped: false, zero_clamped: false }
     }
 
     /// The group of all-zero weights: the same scale that compressed-tensors' writer gives.
@@ -194,12 +237,13 @@ impl Grid {
     pub fn min_max(&self, extent: Extent) -> GroupScale {
         let absmax = extent.absmax();
         if absmax == 0.0 {
-            return self.all_zero(self.implied_zero);
+            return self.all_zero(if self.zero == ZeroPoint::Minimum { 0.0 } else { self.implied_zero });
         }
         match (self.element, self.zero) {
             (Element::Integer { .. }, ZeroPoint::None) => {
                 self.group(absmax / (self.largest_code / 2.0), self.implied_zero)
             }
+            (Element::Integer { .. }, ZeroPoint::Minimum) => self.from_minimum(extent),
             (Element::Integer { .. }, _) => self.asymmetric(extent),
             (Element::Fp8E4M3 | Element::Fp4E2M1, _) if self.scale == ScaleFormat::E8M0 => self.exponent(absmax),
             (Element::Fp8E4M3, _) => self.group(absmax / E4M3_MAX, 0.0),
@@ -235,6 +279,16 @@ impl Grid {
         GroupScale { zero: self.minimum_zero, zero_clamped: true, ..self.group(step as f32, 0.0) }
     }
 
+    /// Code 0 stands for the smallest weight as it is stored, the largest code for the largest weight.
+    fn from_minimum(&self, extent: Extent) -> GroupScale {
+        let (min, max) = (f64::from(extent.min), f64::from(extent.max));
+        let minimum = f64::from(self.float_zero(min));
+        // Weights much closer together than to zero are not told apart by more than their type does.
+        let range = (max - minimum).max(minimum.abs() * SMALLEST_RANGE);
+        let group = self.group((range / f64::from(self.largest_code)) as f32, 0.0);
+        self.moved(&group, -minimum / f64::from(self.step(&group)))
+    }
+
     /// The whole zero point nearest to `zero`.
     pub fn whole_zero(&self, zero: f64) -> f32 {
         zero.round_ties_even().clamp(f64::from(self.minimum_zero), f64::from(self.largest_code)) as f32
@@ -255,7 +309,7 @@ impl Grid {
         match (self.element, self.zero) {
             (Element::Fp8E4M3, _) => Rounding::E4M3,
             (Element::Fp4E2M1, _) => Rounding::E2M1,
-            (Element::Integer { .. }, ZeroPoint::Float) => {
+            (Element::Integer { .. }, ZeroPoint::Float | ZeroPoint::Minimum) => {
                 Rounding::Integer { offset: zero, low: 0.0, high: self.largest_code }
             }
             (Element::Integer { .. }, _) => {
@@ -273,7 +327,7 @@ impl Grid {
             (Element::Integer { bits }, ZeroPoint::Integer) => {
                 integer::quantize_asymmetric_row(row, steps, zeros, width, bits, codes);
             }
-            (Element::Integer { bits }, ZeroPoint::Float) => {
+            (Element::Integer { bits }, ZeroPoint::Float | ZeroPoint::Minimum) => {
                 integer::quantize_float_zero_row(row, steps, zeros, width, bits, codes);
             }
             (Element::Fp8E4M3, _) => float8::quantize_fp8_row(row, steps, width, codes),
@@ -292,6 +346,16 @@ impl Grid {
         if !inverse.is_finite() {
             return Sums { error_squares: f64::INFINITY, ..Sums::default() };
         }
+        if self.zero == ZeroPoint::Minimum {
+            // Levels from the minimum on are whole, and so they are what a search fits a scale to.
+            let minimum = self.stored_zero(group);
+            let above: Vec<f32> = weights.iter().map(|weight| weight - minimum).collect();
+            return kernels::sums(
+                &above,
+                inverse,
+                Rounding::Integer { offset: 0.0, low: 0.0, high: self.largest_code },
+            );
+        }
         kernels::sums(weights, inverse, self.rounding(group.zero))
     }
 
@@ -302,6 +366,9 @@ impl Grid {
 
     /// What a code decodes to.
     pub fn decode(&self, code: u8, group: &GroupScale) -> f32 {
+        if self.zero == ZeroPoint::Minimum {
+            return f32::from(code) * self.step(group) + self.stored_zero(group);
+        }
         let level = match self.element {
             Element::Integer { .. } => f32::from(code) - group.zero,
             Element::Fp8E4M3 => e4m3_to_f32(code),

@@ -8,6 +8,7 @@ mod encoder;
 mod fine_quant;
 pub(crate) mod grid;
 mod hqq;
+pub(crate) mod k_quant;
 pub(crate) mod kernels;
 mod matrix;
 mod outliers;
@@ -20,6 +21,7 @@ mod stripes;
 mod tests;
 
 pub use fine_quant::choose;
+pub use parse::FORMATS;
 pub use settings::{FloatFormat, Number, OutlierRule, Range, Settings, Sharing, ZeroKind};
 
 use crate::codec::Codec;

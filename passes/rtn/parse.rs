@@ -2,8 +2,10 @@
 
 use toml::{Table, Value};
 
+use super::k_quant;
 use super::settings::{FloatFormat, Number, OutlierRule, Range, Settings, Sharing, ZeroKind};
 use crate::{
+    codec::KQuant,
     layout::{Activations, STRIPE_ALIGNMENT},
     passes::SettingError,
 };
@@ -26,6 +28,9 @@ pub const KEYS: &[&str] = &[
     "zero",
 ];
 
+/// The values of `format`.
+pub const FORMATS: &[&str] = &["fp8", "mxfp4", "mxfp8", "nvfp4", "q4_k", "q6_k"];
+
 /// Default side of a block, the one that runtimes support.
 const BLOCK: usize = 128;
 /// Default group size of integers.
@@ -41,7 +46,7 @@ pub(super) fn wrong(key: &str, message: impl Into<String>) -> SettingError {
     SettingError { key: key.to_owned(), message: message.into() }
 }
 
-fn describe(value: &Value) -> String {
+pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::String(text) => format!("{text:?}"),
         Value::Table(_) => "a table".to_owned(),
@@ -109,6 +114,9 @@ impl Settings {
         }
         let reader = Reader(table);
         let number = parse_number(&reader)?;
+        if let Number::KQuant { format } = number {
+            return k_quant::parse(table, format);
+        }
         let target_bits =
             reader.number("target_bits", "a number of bits above 0, at most 64", |bits| bits > 0.0 && bits <= 64.0)?;
         let outliers = parse_outliers(&reader)?;
@@ -122,8 +130,26 @@ impl Settings {
             .word("range", &[("minmax", Range::Minmax), ("mse", Range::Mse), ("hqq", Range::Hqq)])?
             .unwrap_or(default_range);
         let symmetric = parse_symmetric(&reader, number, range)?;
-        let zero = reader
-            .word("zero", &[("auto", ZeroKind::Auto), ("integer", ZeroKind::Integer), ("float", ZeroKind::Float)])?;
+        let zero = reader.word(
+            "zero",
+            &[
+                ("auto", ZeroKind::Auto),
+                ("integer", ZeroKind::Integer),
+                ("float", ZeroKind::Float),
+                ("minimum", ZeroKind::Minimum),
+            ],
+        )?;
+        if zero == Some(ZeroKind::Minimum) {
+            if symmetric {
+                return Err(wrong("zero", "symmetric codes have no minimum; set `symmetric = false`"));
+            }
+            if range == Range::Hqq {
+                return Err(wrong(
+                    "zero",
+                    "`range = \"hqq\"` finds zero points; expected \"auto\", \"integer\" or \"float\"",
+                ));
+            }
+        }
         if range == Range::Hqq {
             if matches!(number, Number::Float { .. }) {
                 return Err(wrong("range", "\"hqq\" moves zero points, which float formats do not have; use \"mse\""));
@@ -134,7 +160,7 @@ impl Settings {
                     "\"hqq\" works on groups and channels; use `granularity` \"group\" or \"channel\"",
                 ));
             }
-        } else if zero.is_some() && zero != Some(ZeroKind::Integer) {
+        } else if zero == Some(ZeroKind::Float) {
             return Err(wrong("zero", "only `range = \"hqq\"` gives zero points that are not whole"));
         }
         let activations = reader.word(
@@ -156,13 +182,16 @@ impl Settings {
 
 fn parse_number(reader: &Reader) -> Result<Number, SettingError> {
     let bits = reader.integer("bits", 2, 8)?;
+    let float = |format| Number::Float { format };
     let format = reader.word(
         "format",
         &[
-            ("fp8", FloatFormat::Fp8),
-            ("mxfp4", FloatFormat::Mxfp4),
-            ("mxfp8", FloatFormat::Mxfp8),
-            ("nvfp4", FloatFormat::Nvfp4),
+            ("fp8", float(FloatFormat::Fp8)),
+            ("mxfp4", float(FloatFormat::Mxfp4)),
+            ("mxfp8", float(FloatFormat::Mxfp8)),
+            ("nvfp4", float(FloatFormat::Nvfp4)),
+            ("q4_k", Number::KQuant { format: KQuant::Q4K }),
+            ("q6_k", Number::KQuant { format: KQuant::Q6K }),
         ],
     )?;
     match (bits, format) {
@@ -171,7 +200,7 @@ fn parse_number(reader: &Reader) -> Result<Number, SettingError> {
             "`bits` and `format` exclude each other: `bits` means integers; leave one out (an override cannot take a key away: \
              use a rule of its own)",
         )),
-        (None, Some(format)) => Ok(Number::Float { format }),
+        (None, Some(number)) => Ok(number),
         (bits, None) => Ok(Number::Integer { bits: bits.unwrap_or(4) as u8 }),
     }
 }

@@ -130,7 +130,7 @@ fn refined<W: Weights + ?Sized>(weights: &W, grid: &Grid, start: Scored) -> Resu
     let mut best = start;
     for _ in 0..ROUNDS {
         let next =
-            GroupScale { zero_clamped: best.group.zero_clamped, ..grid.group(best.next_step as f32, best.group.zero) };
+            GroupScale { zero_clamped: best.group.zero_clamped, ..grid.rescaled(&best.group, best.next_step as f32) };
         if next.scale == best.group.scale || best.next_step <= 0.0 {
             break;
         }

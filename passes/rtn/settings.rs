@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::parse::wrong;
 use crate::{
-    codec::{Codec, Element, Granularity, OutlierCount, ScaleFormat, ZeroPoint},
-    layout::Activations,
+    codec::{Codec, Coding, Element, Granularity, KQuant, OutlierCount, ScaleFormat, Whole, ZeroPoint},
+    layout::{Activations, Minima},
     passes::{Choice, Matrix, SettingError},
 };
 
@@ -22,6 +22,11 @@ pub enum Number {
     Float {
         /// Which.
         format: FloatFormat,
+    },
+    /// A code in a super-block of GGUF's.
+    KQuant {
+        /// Which.
+        format: KQuant,
     },
 }
 
@@ -75,16 +80,18 @@ pub enum Range {
     Hqq,
 }
 
-/// How zero points of `range = "hqq"` are stored.
+/// How zero points are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ZeroKind {
-    /// As float where the layout stores that, as integer elsewhere.
+    /// As the layout asks for; those of `range = "hqq"` as float where it stores that; as integer elsewhere.
     Auto,
     /// As integer.
     Integer,
     /// As float; an error where the layout cannot.
     Float,
+    /// As the weight of code 0, which is the smallest; an error where the layout cannot.
+    Minimum,
 }
 
 /// Which weights are kept exact.
@@ -116,7 +123,7 @@ pub struct Settings {
     pub symmetric: bool,
     /// How scales are found.
     pub range: Range,
-    /// How zero points of `range = "hqq"` are stored.
+    /// How zero points are stored.
     pub zero: ZeroKind,
     /// Which weights are kept exact.
     pub outliers: Option<OutlierRule>,
@@ -133,6 +140,7 @@ impl Serialize for Settings {
         match self.number {
             Number::Integer { bits } => map.serialize_entry("bits", &bits)?,
             Number::Float { format } => map.serialize_entry("format", &format)?,
+            Number::KQuant { format } => map.serialize_entry("format", &format)?,
         }
         match self.sharing {
             Sharing::Tensor => map.serialize_entry("granularity", "tensor")?,
@@ -150,7 +158,7 @@ impl Serialize for Settings {
         }
         map.serialize_entry("symmetric", &self.symmetric)?;
         map.serialize_entry("range", &self.range)?;
-        if self.range == Range::Hqq {
+        if self.range == Range::Hqq || self.zero != ZeroKind::Auto {
             map.serialize_entry("zero", &self.zero)?;
         }
         match self.outliers {
@@ -237,14 +245,30 @@ impl Settings {
                 ZeroKind::Float if !matrix.float_zero_allowed => {
                     return Err(wrong("zero", "the layout stores whole zero points only; use \"integer\" or \"auto\""));
                 }
-                ZeroKind::Integer => ZeroPoint::Integer,
+                ZeroKind::Integer | ZeroKind::Minimum => ZeroPoint::Integer,
                 ZeroKind::Auto if !matrix.float_zero_allowed => ZeroPoint::Integer,
                 ZeroKind::Auto | ZeroKind::Float => ZeroPoint::Float,
             }
         } else {
-            ZeroPoint::Integer
+            match (self.zero, matrix.minima) {
+                (ZeroKind::Minimum, Minima::Never) => {
+                    return Err(wrong(
+                        "zero",
+                        "the layout stores zero points and no minima; use \"integer\" or \"auto\"",
+                    ));
+                }
+                (ZeroKind::Integer, Minima::Always) => {
+                    return Err(wrong(
+                        "zero",
+                        "the layout stores minima and no zero points; use \"minimum\" or \"auto\"",
+                    ));
+                }
+                (ZeroKind::Minimum, _) | (_, Minima::Always) => ZeroPoint::Minimum,
+                _ => ZeroPoint::Integer,
+            }
         };
         let (element, scale) = match self.number {
+            Number::KQuant { format } => return Ok(self.choice(Whole::KQuant(format))),
             Number::Integer { bits } => (Element::Integer { bits }, matrix.scale),
             Number::Float { format: FloatFormat::Fp8 } => (Element::Fp8E4M3, matrix.scale),
             Number::Float { format: FloatFormat::Mxfp8 } => (Element::Fp8E4M3, ScaleFormat::E8M0),
@@ -252,13 +276,10 @@ impl Settings {
             Number::Float { format: FloatFormat::Nvfp4 } => (Element::Fp4E2M1, ScaleFormat::E4M3OverGlobal),
         };
         let outliers = (outliers > 0).then_some(OutlierCount { count: outliers });
-        let codec = Codec { element, granularity, scale, zero, outliers };
-        Ok(Choice {
-            codec: codec.into(),
-            rotations: None,
-            codebook_of: None,
-            mask: None,
-            activations: self.activations,
-        })
+        Ok(self.choice(Codec { element, granularity, scale, zero, outliers }))
+    }
+
+    fn choice(&self, codec: impl Into<Coding>) -> Choice {
+        Choice { codec: codec.into(), rotations: None, codebook_of: None, mask: None, activations: self.activations }
     }
 }

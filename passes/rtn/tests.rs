@@ -12,6 +12,7 @@ use super::{
 use crate::{
     checkpoint::Dtype,
     codec::{Codec, CodecError, Element, Granularity, MatrixParameters, RowSource, ScaleFormat, ZeroPoint},
+    layout::Minima,
     passes::{self, Choice, ChooseError, EncodedStripe, Matrix},
 };
 
@@ -49,6 +50,7 @@ impl Dense {
             seed: 0,
             minimum_zero_point: 0,
             float_zero_allowed: true,
+            minima: crate::layout::Minima::WhereAsked,
         }
     }
 }
@@ -145,6 +147,10 @@ impl Encoded {
                         } else {
                             f64::from(self.stripe.rows.zeros[group])
                         };
+                        if self.codec().zero == ZeroPoint::Minimum {
+                            decoded.push(f64::from(code) * self.step(group) + zero);
+                            continue;
+                        }
                         f64::from(code) - zero
                     }
                     Element::Fp8E4M3 => small_float(code, 4, 3),
@@ -304,11 +310,12 @@ proptest! {
     }
 
     #[test]
-    fn least_squares_is_never_worse_than_min_max(dense in any_matrix(), kind in 0_usize..10) {
+    fn least_squares_is_never_worse_than_min_max(dense in any_matrix(), kind in 0_usize..11) {
         let texts = [
             "bits = 2", "bits = 3\nsymmetric = false", "bits = 4", "bits = 4\nsymmetric = false\ngroup_size = 32",
             "bits = 8\ngranularity = \"channel\"", "bits = 4\nsymmetric = false\ngranularity = \"tensor\"", "format = \"fp8\"",
             "format = \"mxfp4\"", "format = \"mxfp8\"", "format = \"nvfp4\"",
+            "symmetric = false\nzero = \"minimum\"\ngroup_size = 32",
         ];
         let error = |range: &str| {
             let settings = settings(&format!("{}\nrange = \"{range}\"", texts[kind]));
@@ -416,12 +423,12 @@ proptest! {
     }
 
     #[test]
-    fn settings_survive_writing_and_reading(kind in 0_usize..12) {
+    fn settings_survive_writing_and_reading(kind in 0_usize..13) {
         let texts = [
             "", "bits = 3\ngroup_size = 0", "format = \"nvfp4\"", "format = \"fp8\"\nblock = [64, 128]", "range = \"hqq\"\nbits = 2",
             "outliers = 0.01", "outlier_sigma = 3", "target_bits = 4.5\noutliers = \"auto\"", "target_bits = 4.25",
             "bits = 8\ngranularity = \"tensor\"\nactivations = \"dynamic\"", "format = \"mxfp8\"\nrange = \"mse\"",
-            "format = \"fp8\"\nactivations = \"static\"",
+            "format = \"fp8\"\nactivations = \"static\"", "symmetric = false\nzero = \"minimum\"",
         ];
         let settings = settings(texts[kind]);
         let written = toml::to_string(&settings).unwrap();
@@ -657,6 +664,8 @@ fn wrong_settings_name_the_key_and_what_was_expected() {
         ("range = \"hqq\"\nsymmetric = true", "symmetric", "finds zero points"),
         ("range = \"hqq\"\nformat = \"fp8\"", "range", "zero points"),
         ("zero = \"float\"", "zero", "hqq"),
+        ("zero = \"minimum\"", "zero", "symmetric = false"),
+        ("zero = \"minimum\"\nrange = \"hqq\"", "zero", "finds zero points"),
         ("outliers = 0.7", "outliers", "0 to 0.5"),
         ("outliers = 0.1\noutlier_sigma = 3", "outlier_sigma", "exclude each other"),
         ("outliers = \"auto\"", "outliers", "target_bits"),
@@ -680,4 +689,78 @@ fn whole_zero_points_are_used_where_the_layout_needs_them() {
     matrix.float_zero_allowed = false;
     assert_eq!(settings("range = \"hqq\"").codec(&matrix).unwrap().codec.scalar().unwrap().zero, ZeroPoint::Integer);
     assert_eq!(settings("range = \"hqq\"\nzero = \"float\"").codec(&matrix).unwrap_err().key, "zero");
+}
+
+#[test]
+fn k_quants_take_what_they_fix_and_nothing_else() {
+    for (format, group_size, symmetric) in [("q4_k", 32, false), ("q6_k", 16, true)] {
+        let parsed = settings(&format!("format = \"{format}\""));
+        let written = toml::to_string(&parsed).unwrap();
+        assert_eq!(Settings::parse(&written.parse().unwrap()).unwrap(), parsed, "{written}");
+        let fixed = format!("group_size = {group_size}\nsymmetric = {symmetric}\nrange = \"mse\"");
+        assert_eq!(settings(&format!("format = \"{format}\"\n{fixed}")), parsed);
+        let mut matrix = usual(2, 512, 14).matrix(ScaleFormat::BF16);
+        matrix.dense_dtype = crate::checkpoint::Dtype::F32;
+        assert_eq!(parsed.codec(&matrix).unwrap().codec.name(), format);
+        assert!(!parsed.needs_weights());
+    }
+    assert!(Settings::parse(&"format = \"q5_k\"".parse().unwrap()).unwrap_err().message.contains("\"q6_k\""));
+}
+
+#[test]
+fn minima_are_used_where_the_layout_or_the_recipe_says_so() {
+    let mut matrix = usual(4, 64, 15).matrix(ScaleFormat::F16);
+    let zero = |text: &str, matrix: &Matrix| {
+        settings(text).codec(matrix).map(|choice| choice.codec.scalar().unwrap().zero).map_err(|error| error.key)
+    };
+    let (plain, asked, whole) = (
+        "symmetric = false\ngroup_size = 32",
+        "symmetric = false\ngroup_size = 32\nzero = \"minimum\"",
+        "symmetric = false\ngroup_size = 32\nzero = \"integer\"",
+    );
+    for (minima, expected) in [
+        (Minima::Never, [Ok(ZeroPoint::Integer), Err("zero".to_owned()), Ok(ZeroPoint::Integer)]),
+        (Minima::WhereAsked, [Ok(ZeroPoint::Integer), Ok(ZeroPoint::Minimum), Ok(ZeroPoint::Integer)]),
+        (Minima::Always, [Ok(ZeroPoint::Minimum), Ok(ZeroPoint::Minimum), Err("zero".to_owned())]),
+    ] {
+        matrix.minima = minima;
+        assert_eq!([plain, asked, whole].map(|text| zero(text, &matrix)), expected, "{minima:?}");
+        assert_eq!(zero("group_size = 32", &matrix), Ok(ZeroPoint::None), "{minima:?}");
+    }
+}
+
+/// Q4_1 as ggml has it: d and m in F16, codes from the smallest weight on.
+#[test]
+fn minima_are_the_smallest_weights_and_reach_the_largest() {
+    let mut dense = usual(8, 256, 16);
+    // Groups far from zero on either side, and one that is constant.
+    dense.weights[..32].iter_mut().for_each(|weight| *weight += 3.0);
+    dense.weights[32..64].iter_mut().for_each(|weight| *weight -= 3.0);
+    dense.weights[64..96].fill(0.75);
+    dense.weights[96..128].fill(0.0);
+    let encoded = encode(&dense, &settings("symmetric = false\ngroup_size = 32\nzero = \"minimum\""), ScaleFormat::F16);
+    let rows = &encoded.stripe.rows;
+    assert_eq!(encoded.codec().name(), "int4-g32-min");
+    for (group, weights) in dense.weights.chunks(32).enumerate() {
+        let (step, minimum) = (f64::from(rows.scales[group]), rows.zeros[group]);
+        assert_eq!(half::f16::from_f32(minimum).to_f32(), minimum, "minima are F16");
+        let (min, max) = weights.iter().fold((f64::MAX, f64::MIN), |(min, max), weight| {
+            (min.min(f64::from(*weight)), max.max(f64::from(*weight)))
+        });
+        assert!((f64::from(minimum) - min).abs() <= min.abs() / 2048.0, "{group}: {minimum} for {min}");
+        for (code, weight) in rows.codes[group * 32..][..32].iter().zip(weights) {
+            let error = (f64::from(*code) * step + f64::from(minimum) - f64::from(*weight)).abs();
+            assert!(error <= step * 0.51 + (max.abs() + min.abs()) / 2048.0, "{group}: {error} of {step}");
+        }
+        // Of zeros, the scale is that of other writers.
+        let reach = if max == 0.0 && min == 0.0 {
+            1.0
+        } else {
+            (max - min).max(min.abs() / 4096.0) * 1.01 + min.abs() / 1024.0
+        };
+        assert!(step * 15.0 <= reach, "{group}: {step}");
+    }
+    assert!(encoded.decoded(&dense)[64..128].iter().zip(&dense.weights[64..]).all(|(a, b)| *a == f64::from(*b)));
+    let whole = encode(&dense, &settings("symmetric = false\ngroup_size = 32"), ScaleFormat::F16);
+    assert!(encoded.squared_error(&dense) < 0.5 * whole.squared_error(&dense));
 }

@@ -40,7 +40,7 @@ fn chosen(files: &[&PathBuf], sequences: u64, length: u64) -> Result<super::Toke
 }
 
 fn tokens_of(file: &Path) -> Vec<u32> {
-    windows(&model(), VOCABULARY, None, file, 1).unwrap().sequences.concat()
+    windows(&model(), VOCABULARY, None, &[file], 1).unwrap().sequences.concat()
 }
 
 const TEXT: &str = "Every tensor is read once, and every tensor is written once. Größe is a word, 123 a number.\n";
@@ -126,7 +126,7 @@ fn rows_of_token_ids_are_sequences() {
     let file = folder.ids("a.safetensors", [3, 4], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     assert_eq!(chosen(&[&file], 2, 3).unwrap().sequences, [[1, 2, 3], [5, 6, 7]]);
     assert_eq!(chosen(&[&file], 2, 3).unwrap().description, ["a.safetensors: 2 rows of token ids"]);
-    let cut = windows(&model(), VOCABULARY, None, &file, 2).unwrap();
+    let cut = windows(&model(), VOCABULARY, None, &[&file], 2).unwrap();
     assert_eq!(cut.sequences, [[1, 2], [3, 4], [5, 6], [7, 8], [9, 10], [11, 12]]);
     let path = folder.0.path().join("b.safetensors");
     let bytes = [7_i32, 8].iter().flat_map(|id| id.to_le_bytes()).collect();
@@ -186,24 +186,24 @@ fn what_cannot_be_had_says_what_to_do() {
         "ask for 512 tokens or fewer",
     );
     usage(
-        windows(&model(), VOCABULARY, None, &text, 500).unwrap_err(),
+        windows(&model(), VOCABULARY, None, &[&text], 500).unwrap_err(),
         &format!("`{}` has {count} tokens, fewer than one window of 500", text.display()),
         "give more text, or a smaller context",
     );
     assert!(matches!(chosen(&[&text], 0, 4), Err(TokenError::Nothing)));
-    assert!(matches!(windows(&model(), VOCABULARY, None, &text, 0), Err(TokenError::Nothing)));
+    assert!(matches!(windows(&model(), VOCABULARY, None, &[&text], 0), Err(TokenError::Nothing)));
     let error = chosen(&[&folder.write("a.md", TEXT)], 1, 4).unwrap_err();
     assert!(matches!(error, TokenError::UnknownExtension { .. }), "{error}");
 
-    let error = windows(folder.0.path(), VOCABULARY, None, &text, 4).unwrap_err();
+    let error = windows(folder.0.path(), VOCABULARY, None, &[&text], 4).unwrap_err();
     assert!(error.to_string().contains("has no tokenizer.json"), "{error}");
     assert_eq!(error.exit_code(), ExitCode::Input);
     folder.write("tokenizer.json", "{}");
-    let error = windows(folder.0.path(), VOCABULARY, None, &text, 4).unwrap_err();
+    let error = windows(folder.0.path(), VOCABULARY, None, &[&text], 4).unwrap_err();
     assert!(matches!(error, TokenError::BadTokenizer { .. }), "{error}");
 
     let first = tokens_of(&text)[0];
-    let error = windows(&model(), first as usize, None, &text, 4).unwrap_err();
+    let error = windows(&model(), first as usize, None, &[&text], 4).unwrap_err();
     let expected = format!("has the token id {first} (`E`), but the model's vocabulary has {first} rows");
     assert!(error.to_string().contains(&expected), "{error}");
 }
@@ -216,6 +216,6 @@ fn truncation_and_padding_of_the_tokenizer_are_not_for_this() {
         \"stride\": 0}";
     folder.write("tokenizer.json", json.replacen("\"truncation\": null", truncation, 1));
     let text = folder.write("a.txt", TEXT);
-    let tokens = windows(folder.0.path(), VOCABULARY, None, &text, 1).unwrap().sequences.concat();
+    let tokens = windows(folder.0.path(), VOCABULARY, None, &[&text], 1).unwrap().sequences.concat();
     assert_eq!(tokens, tokens_of(&text));
 }

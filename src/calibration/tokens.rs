@@ -99,8 +99,8 @@ pub fn read(
     finish(sequences, description, vocabulary, &reader)
 }
 
-/// Reads a file for evaluation: tokenised whole without special tokens, cut into windows of `context` tokens that
-/// do not overlap, the short tail dropped. Rows of token ids are each cut in the same way. The other arguments are those of
+/// Reads files for evaluation: each tokenised whole without special tokens, cut into windows of `context` tokens that
+/// do not overlap, its short tail dropped. Rows of token ids are each cut in the same way. The other arguments are those of
 /// [`read`].
 ///
 /// # Errors
@@ -109,30 +109,33 @@ pub fn windows(
     model_folder: &Path,
     vocabulary: usize,
     max_positions: Option<usize>,
-    file: &Path,
+    files: &[impl AsRef<Path>],
     context: usize,
 ) -> Result<Tokens, TokenError> {
     check_length(context, max_positions)?;
     let mut reader = TextReader::new(model_folder);
-    let (streams, documents) = match kind_of(file)? {
-        Kind::Ids => {
-            let rows = read_ids(file, vocabulary, usize::MAX)?;
-            let count = format!("{} rows, ", rows.len());
-            (rows, count)
+    let (mut sequences, mut description) = (Vec::new(), Vec::new());
+    for file in files.iter().map(AsRef::as_ref) {
+        let (streams, documents) = match kind_of(file)? {
+            Kind::Ids => {
+                let rows = read_ids(file, vocabulary, usize::MAX)?;
+                let count = format!("{} rows, ", rows.len());
+                (rows, count)
+            }
+            Kind::Text(kind) => {
+                let mut stream = Vec::new();
+                let documents = read_text(&mut reader, kind, file, usize::MAX, &mut stream)?;
+                (vec![stream], documents)
+            }
+        };
+        let tokens: usize = streams.iter().map(Vec::len).sum();
+        let before = sequences.len();
+        sequences.extend(streams.iter().flat_map(|stream| stream.chunks_exact(context)).map(<[u32]>::to_vec));
+        if sequences.len() == before {
+            return Err(TokenError::NoWindow { file: file.to_owned(), tokens, context });
         }
-        Kind::Text(kind) => {
-            let mut stream = Vec::new();
-            let documents = read_text(&mut reader, kind, file, usize::MAX, &mut stream)?;
-            (vec![stream], documents)
-        }
-    };
-    let tokens: usize = streams.iter().map(Vec::len).sum();
-    let sequences: Vec<Vec<u32>> =
-        streams.iter().flat_map(|stream| stream.chunks_exact(context)).map(<[u32]>::to_vec).collect();
-    if sequences.is_empty() {
-        return Err(TokenError::NoWindow { file: file.to_owned(), tokens, context });
+        description.push(format!("{}: {documents}{tokens} tokens", name_of(file)));
     }
-    let description = vec![format!("{}: {documents}{tokens} tokens", name_of(file))];
     finish(sequences, description, vocabulary, &reader)
 }
 

@@ -54,7 +54,7 @@ pub(super) fn required(artifact: &Artifact<'_>, tensors: &Tensors<'_>, required:
         findings.push(finding.with(artifact.manifest.layout.as_str(), names.join(" or ")));
     }
     for runtime in &required.runtimes {
-        findings.extend(runtime.findings(artifact.manifest));
+        findings.extend(runtime.findings(artifact));
     }
     findings
 }

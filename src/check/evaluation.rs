@@ -20,11 +20,8 @@ const DEFAULT_CONTEXT: usize = 2048;
 pub(super) fn predictions(artifact: &Artifact<'_>, on: &Evaluation, limits: &Limits) -> Result<Vec<Finding>> {
     let model = Model::as_run(artifact.model, None)?;
     let context = on.context.unwrap_or_else(|| model.max_positions.unwrap_or(DEFAULT_CONTEXT).min(DEFAULT_CONTEXT));
-    let mut sequences = Vec::new();
-    for file in &on.text {
-        let root = artifact.model.checkpoint().root();
-        sequences.extend(calibration::windows(root, model.vocabulary, model.max_positions, file, context)?.sequences);
-    }
+    let root = artifact.model.checkpoint().root();
+    let sequences = calibration::windows(root, model.vocabulary, model.max_positions, &on.text, context)?.sequences;
     let reference_source = match on.reference.as_ref().filter(|_| limits.compares()) {
         Some(path) => Some(LogicalCheckpoint::open(Checkpoint::open(path)?)?),
         None => None,

@@ -41,7 +41,7 @@ pub(super) fn discover(path: &Path) -> Result<Found, CheckpointError> {
     if is_pickle(&name) {
         return Err(CheckpointError::Pickle { file: path.to_owned() });
     }
-    if !is_safetensors(&name) {
+    if !is_safetensors(&name) && !is_gguf(&name) {
         return Err(CheckpointError::NotSafetensors { path: path.to_owned() });
     }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -97,6 +97,15 @@ fn unindexed_files(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let names = file_names(folder)?;
     let shards: Vec<&String> = names.iter().filter(|name| is_safetensors(name)).collect();
     if shards.is_empty() {
+        let mut gguf = names.iter().filter(|name| is_gguf(name));
+        match (gguf.next(), gguf.next()) {
+            (Some(one), None) => return Ok(vec![folder.join(one)]),
+            (Some(first), Some(second)) => {
+                let (folder, first, second) = (folder.to_owned(), first.clone(), second.clone());
+                return Err(CheckpointError::SeveralGguf { folder, first, second });
+            }
+            _ => {}
+        }
         return Err(match names.iter().find(|name| is_pickle(name) || name.ends_with(".bin.index.json")) {
             Some(name) => CheckpointError::Pickle { file: folder.join(name) },
             None => CheckpointError::NoWeights { folder: folder.to_owned() },
@@ -136,6 +145,10 @@ fn shard_number(name: &str) -> Option<(&str, usize, usize)> {
 
 fn is_safetensors(name: &str) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension == "safetensors")
+}
+
+pub(super) fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "gguf")
 }
 
 fn is_pickle(name: &str) -> bool {

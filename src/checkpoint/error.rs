@@ -16,7 +16,7 @@ pub enum CheckpointError {
     Missing { path: PathBuf },
     /// The folder holds no weights.
     #[error(
-        "`{folder}` holds no weights: expected model.safetensors, model.safetensors.index.json with its shards, or any *.safetensors"
+        "`{folder}` holds no weights: expected model.safetensors, model.safetensors.index.json with its shards, any *.safetensors, or a *.gguf"
     )]
     NoWeights { folder: PathBuf },
     /// The weights hold no tensor.
@@ -26,7 +26,7 @@ pub enum CheckpointError {
     #[error("`{file}` is a pickle, and there is no safetensors beside it; bantam never executes a pickle")]
     Pickle { file: PathBuf },
     /// The file is not of the format.
-    #[error("`{path}` is not a safetensors file: expected a name that ends in .safetensors")]
+    #[error("`{path}` is not a safetensors or GGUF file: expected a name that ends in .safetensors or .gguf")]
     NotSafetensors { path: PathBuf },
     /// A folder, pipe, socket or device where a file should be.
     #[error("`{path}` is not a regular file")]
@@ -36,6 +36,12 @@ pub enum CheckpointError {
         "`{folder}` holds both model.safetensors and `{file}`, which model.safetensors.index.json names: which is the model?"
     )]
     Ambiguous { folder: PathBuf, file: String },
+    /// Several GGUF files, each of which could be the model.
+    #[error("`{folder}` holds several GGUF files (`{first}`, `{second}`): which is the model?")]
+    SeveralGguf { folder: PathBuf, first: String, second: String },
+    /// A GGUF file is wrong.
+    #[error("`{file}`: {problem}")]
+    Gguf { file: PathBuf, problem: super::gguf::GgufProblem },
     /// A shard's name says that there are more of them.
     #[error("`{folder}` holds {found} of the {expected} shards that `{file}` is one of; `{missing}` is missing")]
     ShardMissing { folder: PathBuf, file: String, missing: String, found: usize, expected: usize },
@@ -168,6 +174,9 @@ impl CheckpointError {
                 "only files of the folder itself are read, or a hub cache's own blobs; copy the file there".into()
             }
             Self::NotIndexed { .. } => "if the index is stale, delete it: every *.safetensors is read then".into(),
+            Self::SeveralGguf { .. } => {
+                "name the file itself; of a model split into several files, join them first (`gguf-split --merge`)".into()
+            }
             Self::Ambiguous { .. } => "move one of the two away, or name the file itself".into(),
             Self::Missing { .. } | Self::NoWeights { .. } => "name the folder that holds config.json".into(),
             _ => return None,
@@ -177,7 +186,7 @@ impl CheckpointError {
 
 /// A name from a file as a message shows it: cut when very long, control characters escaped, so that a hostile name
 /// neither floods nor steers a terminal.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     const MOST_CHARACTERS: usize = 200;
     let mut shown = String::new();
     for (index, character) in text.chars().enumerate() {

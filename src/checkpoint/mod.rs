@@ -8,6 +8,7 @@ mod discover;
 mod dtype;
 mod error;
 mod finite;
+pub mod gguf;
 pub mod header;
 mod index;
 mod json;
@@ -17,6 +18,7 @@ mod small_files;
 
 pub use dtype::{Dtype, bits_of, decode_to_f32, encode_from_f32, is_float};
 pub use error::CheckpointError;
+pub use gguf::{GgmlType, Gguf};
 pub use finite::{NonFiniteReport, scan_non_finite};
 pub use header::{METADATA, canonical_order, data_bytes, header_bytes, write_file};
 pub use index::Index;
@@ -58,12 +60,13 @@ pub struct SourceFile {
     map: mapped::MappedFile,
 }
 
-/// A checkpoint: a folder of safetensors, or one file, mapped and validated.
+/// A checkpoint: a folder of safetensors, or one file, mapped and validated; or one GGUF file.
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
     files: Vec<SourceFile>,
     tensors: BTreeMap<String, TensorEntry>,
+    gguf: Option<Gguf>,
     config: Option<Config>,
     companions: Vec<PathBuf>,
 }
@@ -79,7 +82,7 @@ pub struct Config {
 
 impl Checkpoint {
     /// Opens `path`: a folder with `model.safetensors`, or with shards and an index, or with shards alone, or one
-    /// `.safetensors` file, or a hub-cache snapshot (links into its own blobs). Every header is validated; no weight is
+    /// `.safetensors` file, or a hub-cache snapshot (links into its own blobs); or a GGUF file, or a folder with one. Every header is validated; no weight is
     /// read.
     ///
     /// # Errors
@@ -89,9 +92,16 @@ impl Checkpoint {
         let root = found.confinement.folder().to_owned();
         let mut files: Vec<SourceFile> = Vec::with_capacity(found.files.len());
         let mut listed: Vec<TensorEntry> = Vec::new();
+        let mut gguf = None;
         for (file, path) in found.files.into_iter().enumerate() {
             let map = mapped::MappedFile::open(&path)?;
             let bytes = map.bytes().len() as u64;
+            if path.extension().is_some_and(|extension| extension == "gguf") {
+                let header = gguf::parse_gguf(&path, map.bytes(), bytes)?;
+                gguf = Some(list_gguf(header, file, &mut listed));
+                files.push(SourceFile { path, bytes, metadata: BTreeMap::new(), map });
+                continue;
+            }
             let header = parse_header(&path, map.bytes(), bytes)?;
             listed.extend(header.tensors.into_iter().map(|HeaderTensor { name, dtype, shape, offset, bytes }| {
                 TensorEntry { name, dtype, shape, file, offset, bytes }
@@ -116,7 +126,7 @@ impl Checkpoint {
         // A lone file may lie in a folder of anything; only beside a model's configuration are its neighbours the model's.
         let companions =
             if found.single && config.is_none() { Vec::new() } else { small_files::companions(&found.confinement)? };
-        Ok(Self { root, files, tensors, config, companions })
+        Ok(Self { root, files, tensors, gguf, config, companions })
     }
 
     /// The folder the checkpoint lies in.
@@ -140,6 +150,12 @@ impl Checkpoint {
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
         self.tensors.get(name)
+    }
+
+    /// What a GGUF file says beside its tensors, where the checkpoint is one. Tensors in blocks are listed as bytes.
+    #[must_use]
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_ref()
     }
 
     /// `config.json`, where the checkpoint has one.
@@ -176,6 +192,16 @@ impl Checkpoint {
     pub fn populate(&self, entry: &TensorEntry, range: Range<usize>) {
         self.files[entry.file].map.populate(within_file(entry, range));
     }
+}
+
+/// Lists the tensors of a GGUF file.
+fn list_gguf(header: gguf::GgufHeader, file: usize, listed: &mut Vec<TensorEntry>) -> Gguf {
+    let types = header.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.kind)).collect();
+    listed.extend(header.tensors.into_iter().map(|tensor| {
+        let (dtype, shape) = tensor.kind.as_stored(tensor.shape);
+        TensorEntry { name: tensor.name, dtype, shape, file, offset: tensor.offset, bytes: tensor.bytes }
+    }));
+    Gguf { metadata: header.metadata, types }
 }
 
 /// A range of a tensor's bytes, cut to the tensor, as a range of its file.

@@ -19,7 +19,7 @@ Exit codes:
 
 /// Compresses language models offline: a checkpoint and a recipe in, a smaller checkpoint and a manifest out.
 #[derive(Debug, Parser)]
-#[command(name = "bantam", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "bantam", version, after_help = EXIT_CODES, arg_required_else_help = true, max_term_width = 80)]
 pub struct CommandLine {
     /// What holds for every command.
     #[command(flatten)]
@@ -487,9 +487,9 @@ pub struct CalibrateArguments {
 pub struct EvalArguments {
     /// A checkpoint or an artifact
     pub path: PathBuf,
-    /// The text: .txt, .jsonl, or token ids in .safetensors
-    #[arg(long, value_name = "FILE")]
-    pub text: PathBuf,
+    /// The text: .txt, .jsonl, or token ids in .safetensors; may be given several times
+    #[arg(long, value_name = "FILE", required = true)]
+    pub text: Vec<PathBuf>,
     /// The checkpoint that the differences are from, for an artifact of pass bitdelta
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,

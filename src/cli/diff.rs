@@ -124,7 +124,7 @@ fn compare_tensor(
 /// Whether two plain tensors are stored alike; then they are equal even where values are not numbers.
 fn same_bytes(a: &LogicalCheckpoint, in_a: &LogicalTensor, b: &LogicalCheckpoint, in_b: &LogicalTensor) -> bool {
     const CHUNK: usize = 4 << 20;
-    let entry = |from: &LogicalCheckpoint, tensor: &LogicalTensor| from.checkpoint().tensor(&tensor.name).cloned();
+    let entry = |from: &LogicalCheckpoint, tensor: &LogicalTensor| from.checkpoint().tensor(tensor.parts.first()?).cloned();
     let (Some(entry_a), Some(entry_b)) = (entry(a, in_a), entry(b, in_b)) else { return false };
     let (bytes_a, bytes_b) = (a.checkpoint().bytes(&entry_a), b.checkpoint().bytes(&entry_b));
     let chunks = bytes_a.chunks(CHUNK).zip(bytes_b.chunks(CHUNK)).enumerate();

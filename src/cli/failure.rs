@@ -125,7 +125,10 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     if let Some(error) = cause.downcast_ref::<ForwardError>() {
         return Some((error.exit_code(), None));
     }
-    if cause.is::<RecipeError>() || cause.is::<PolicyError>() {
+    if let Some(error) = cause.downcast_ref::<RecipeError>() {
+        return Some((ExitCode::Usage, error.hint()));
+    }
+    if cause.is::<PolicyError>() {
         return Some((ExitCode::Usage, None));
     }
     if cause.is::<CodecError>() || cause.is::<ManifestError>() {

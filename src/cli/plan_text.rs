@@ -88,6 +88,7 @@ fn rows(plan: &Plan) -> BTreeMap<(String, String), Row> {
             Action::Same => "the base's".to_owned(),
             Action::Rows(_) => "the base's but for rows".to_owned(),
             Action::Decode => format!("{} decoded", unit.codec_name()),
+            Action::Cast => format!("{} as the layout has it", unit.codec_name()),
             Action::Transform => format!("{} scaled", unit.codec_name()),
             Action::Merge(merge) if merge.mask.is_some() => format!("{} merged, masked", unit.codec_name()),
             Action::Merge(_) => format!("{} merged", unit.codec_name()),

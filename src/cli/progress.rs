@@ -15,8 +15,13 @@ use crate::{
     run::{Progress, Status},
 };
 
-/// How progress is shown.
-pub enum Reporter {
+/// How progress is shown, and since when it is.
+pub struct Reporter {
+    shown: Shown,
+    start: Instant,
+}
+
+enum Shown {
     /// A bar that redraws itself.
     Bar(ProgressBar),
     /// A line every few seconds.
@@ -33,6 +38,62 @@ impl Reporter {
     /// Chooses by what is asked for and where stderr goes.
     #[must_use]
     pub fn new(output: &Output, units: usize) -> Self {
+        Self { shown: Shown::new(output, units), start: Instant::now() }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Shows where the run is: `position` on the bar, where that is known, the words that `line` makes, or the members
+    /// that `event` adds to an event.
+    fn show(
+        &self,
+        position: Option<(usize, usize)>,
+        line: impl FnOnce() -> String,
+        event: impl FnOnce() -> serde_json::Value,
+    ) {
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => {
+                if let Some((done, _)) = position {
+                    bar.set_position(done as u64);
+                }
+                bar.set_message(line());
+            }
+            Shown::Lines(last) => {
+                let Ok(mut last) = last.lock() else { return };
+                if last.elapsed() >= LINE_EVERY {
+                    *last = Instant::now();
+                    let counted = position.map_or_else(String::new, |(done, of)| format!("tensor {done}/{of}  "));
+                    // Progress is a courtesy: a closed stderr must not stop the run.
+                    let _ = std::io::stderr().write_all(format!("{counted}{}\n", line()).as_bytes());
+                }
+            }
+            Shown::Events => {
+                let mut event = event();
+                event["schema"] = "bantam.event/1".into();
+                event["rss_bytes"] = platform::current_rss_bytes().into();
+                let _ = writeln!(std::io::stdout(), "{event}");
+            }
+        }
+    }
+
+    /// The time that what is left of something takes at the pace so far, as text; nothing at its start.
+    fn left(&self, done: u64, of: u64) -> String {
+        if done == 0 {
+            return String::new();
+        }
+        let seconds = self.start.elapsed().as_secs_f64() * of.saturating_sub(done) as f64 / done as f64;
+        format!("  {}", time_left(Duration::from_secs_f64(seconds)))
+    }
+}
+
+impl Shown {
+    fn new(output: &Output, units: usize) -> Self {
         if output.json() {
             return Self::Events;
         }
@@ -46,89 +107,34 @@ impl Reporter {
         }
         Self::Bar(bar)
     }
-
-    /// Takes the bar away.
-    pub fn finish(&self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 impl Progress for Reporter {
     fn calibrating(&self, block: usize, blocks: usize, what: &str) {
-        match self {
-            Self::Nothing => {}
-            Self::Bar(bar) => bar.set_message(format!("calibrating block {}/{blocks}  {what}", block + 1)),
-            Self::Lines(last) => {
-                let Ok(mut last) = last.lock() else { return };
-                if last.elapsed() >= LINE_EVERY {
-                    *last = Instant::now();
-                    let line = format!("calibrating block {}/{blocks}  {what}\n", block + 1);
-                    // Progress is a courtesy: a closed stderr must not stop the run.
-                    let _ = std::io::stderr().write_all(line.as_bytes());
-                }
-            }
-            Self::Events => {
-                let event = json!({
-                    "schema": "bantam.event/1",
-                    "event": "calibrating",
-                    "block": block + 1,
-                    "blocks": blocks,
-                    "stage": what,
-                    "rss_bytes": platform::current_rss_bytes(),
-                });
-                let _ = writeln!(std::io::stdout(), "{event}");
-            }
-        }
+        self.show(
+            None,
+            || {
+                let left = self.left(block as u64, blocks as u64);
+                format!("calibrating block {}/{blocks}{left}  {what}", block + 1)
+            },
+            || json!({ "event": "calibrating", "block": block + 1, "blocks": blocks, "stage": what }),
+        );
     }
 
     fn training(&self, step: u64, steps: u64, loss: f64) {
-        match self {
-            Self::Nothing => {}
-            Self::Bar(bar) => bar.set_message(format!("training step {step}/{steps}  loss {loss:.5}")),
-            Self::Lines(last) => {
-                let Ok(mut last) = last.lock() else { return };
-                if last.elapsed() >= LINE_EVERY {
-                    *last = Instant::now();
-                    let line = format!("training step {step}/{steps}  loss {loss:.5}\n");
-                    // Progress is a courtesy: a closed stderr must not stop the run.
-                    let _ = std::io::stderr().write_all(line.as_bytes());
-                }
-            }
-            Self::Events => {
-                let event = json!({
-                    "schema": "bantam.event/1",
-                    "event": "training",
-                    "step": step,
-                    "steps": steps,
-                    "loss": loss,
-                    "rss_bytes": platform::current_rss_bytes(),
-                });
-                let _ = writeln!(std::io::stdout(), "{event}");
-            }
-        }
+        self.show(
+            None,
+            || format!("training step {step}/{steps}{}  loss {loss:.5}", self.left(step, steps)),
+            || json!({ "event": "training", "step": step, "steps": steps, "loss": loss }),
+        );
     }
 
     fn update(&self, status: &Status) {
-        match self {
-            Self::Nothing => {}
-            Self::Bar(bar) => {
-                bar.set_position(status.units_done as u64);
-                bar.set_message(summary(status));
-            }
-            Self::Lines(last) => {
-                let Ok(mut last) = last.lock() else { return };
-                if last.elapsed() >= LINE_EVERY {
-                    *last = Instant::now();
-                    let line = format!("tensor {}/{}  {}\n", status.units_done, status.units, summary(status));
-                    // Progress is a courtesy: a closed stderr must not stop the run.
-                    let _ = std::io::stderr().write_all(line.as_bytes());
-                }
-            }
-            Self::Events => {
-                let event = json!({
-                    "schema": "bantam.event/1",
+        self.show(
+            Some((status.units_done, status.units)),
+            || summary(status),
+            || {
+                json!({
                     "event": "progress",
                     "tensors_done": status.units_done,
                     "tensors": status.units,
@@ -136,24 +142,28 @@ impl Progress for Reporter {
                     "bytes": status.bytes,
                     "tensor": status.current,
                     "seconds": status.elapsed.as_secs_f64(),
-                    "rss_bytes": platform::current_rss_bytes(),
-                });
-                let _ = writeln!(std::io::stdout(), "{event}");
-            }
-        }
+                })
+            },
+        );
     }
 }
 
+/// `0.85 GB/s  64.3 MB  1:05 left  model.norm.weight`: rate, memory, time, and what was worked on.
 fn summary(status: &Status) -> String {
-    let memory = platform::current_rss_bytes().map_or_else(String::new, |bytes| format!("  {}", bytes_text(bytes)));
-    let left = status.remaining().as_secs();
-    format!(
-        "{:.2} GB/s{memory}  {}:{:02} left  {}",
-        status.bytes_per_second() / 1e9,
-        left / 60,
-        left % 60,
-        status.current
-    )
+    let memory = platform::current_rss_bytes().map(bytes_text);
+    let rate = status.bytes_per_second().map(|rate| format!("{}/s", bytes_text(rate as u64)));
+    let left = status.remaining().map(time_left);
+    let parts = [rate, memory, left, Some(status.current.clone()).filter(|name| !name.is_empty())];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("  ")
+}
+
+/// `1:05 left`, `3:01:05 left`.
+fn time_left(time: Duration) -> String {
+    let (minutes, seconds) = (time.as_secs() / 60, time.as_secs() % 60);
+    match minutes / 60 {
+        0 => format!("{minutes}:{seconds:02} left"),
+        hours => format!("{hours}:{:02}:{seconds:02} left", minutes % 60),
+    }
 }
 
 /// Progress of something that has steps and nothing else to tell.
@@ -198,6 +208,20 @@ impl Steps {
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::time_left;
+
+    #[test]
+    fn time_left_reads_like_a_clock() {
+        for (seconds, text) in [(0, "0:00 left"), (65, "1:05 left"), (10_865, "3:01:05 left")] {
+            assert_eq!(time_left(Duration::from_secs(seconds)), text);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `bantam verify`: an artifact is what its manifest says.
 
-use super::{Output, Style, VerifyArguments, findings, meter::Meter};
+use super::{Output, Style, VerifyArguments, findings, meter::Meter, table};
 use crate::{
     ExitCode,
     checkpoint::Checkpoint,
@@ -40,7 +40,7 @@ fn render(arguments: &VerifyArguments, findings: &[Finding], output: &Output) ->
             Some(source) => format!("is what was made of {}; every error figure comes out again", source.display()),
             None => "is what its manifest says; --source would check the error figures too".into(),
         };
-        return format!("{} {name} {what}", output.paint(Style::Green, "passed"));
+        return table::wrapped(&format!("{} {name} {what}", output.paint(Style::Green, "passed")), 4);
     }
     findings::text(&name.to_string(), findings, output)
 }

@@ -16,7 +16,7 @@ pub struct CodedRows {
     /// Scales as values, `[scale rows, groups]` of these rows; empty for [`super::Granularity::Tensor`]. For NVFP4 the
     /// E4M3 value before the division by the global scale.
     pub scales: Vec<f32>,
-    /// Zero points as values, shaped like `scales`; empty for [`ZeroPoint::None`].
+    /// Zero points (minima for [`ZeroPoint::Minimum`]) as values, shaped like `scales`; empty for [`ZeroPoint::None`].
     pub zeros: Vec<f32>,
 }
 

@@ -10,8 +10,8 @@ use super::{
 };
 
 impl Codec {
-    /// Turns one row of the stripe, counted from its first, back into weights: (code − zero) · scale for integers,
-    /// value · scale for floats (NVFP4: value · (scale / global scale)), then outliers in their exact values.
+    /// Turns one row of the stripe, counted from its first, back into weights: (code − zero) · scale for integers, or
+    /// code · scale + minimum, value · scale for floats (NVFP4: value · (scale / global scale)), then outliers in their exact values.
     ///
     /// # Errors
     /// [`CodecError`] when lists or positions are malformed, or a parameter is missing.
@@ -85,8 +85,10 @@ impl Codec {
         let implied = self.implied_zero();
         let zeros = match (self.zero, self.granularity, &parameters.tensor_zero) {
             (ZeroPoint::None, ..) => Zeros::Implied(implied),
+            (ZeroPoint::Minimum, Granularity::Tensor, Some(minimum)) => Zeros::Minima(slice::from_ref(minimum)),
             (_, Granularity::Tensor, Some(zero)) => Zeros::Implied(*zero),
             (_, Granularity::Tensor, None) => return Err(missing("zero point")),
+            (ZeroPoint::Minimum, ..) => Zeros::Minima(&coded.zeros[of_row]),
             _ => Zeros::Stored(&coded.zeros[of_row]),
         };
         if self.scale == ScaleFormat::E4M3OverGlobal {
@@ -99,6 +101,7 @@ impl Codec {
         match (self.element, zeros) {
             (Element::Integer { .. }, Zeros::Implied(zero)) => integers(codes, scales, zero, group, out),
             (Element::Integer { .. }, Zeros::Stored(zeros)) => integers_with_zeros(codes, scales, zeros, group, out),
+            (Element::Integer { .. }, Zeros::Minima(minima)) => integers_with_minima(codes, scales, minima, group, out),
             (Element::Fp8E4M3, _) => fp8(codes, scales, group, out),
             (Element::Fp4E2M1, _) => fp4(codes, scales, group, out),
         }
@@ -113,6 +116,7 @@ impl Codec {
 enum Zeros<'a> {
     Implied(f32),
     Stored(&'a [f32]),
+    Minima(&'a [f32]),
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
@@ -123,6 +127,11 @@ fn integers(codes: &[u8], scales: &[f32], zero: f32, group: usize, out: &mut [f3
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
 fn integers_with_zeros(codes: &[u8], scales: &[f32], zeros: &[f32], group: usize, out: &mut [f32]) {
     convert(codes, (scales, zeros), group, out, |code, scale, zero| (f32::from(code) - zero) * scale);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]
+fn integers_with_minima(codes: &[u8], scales: &[f32], minima: &[f32], group: usize, out: &mut [f32]) {
+    convert(codes, (scales, minima), group, out, |code, scale, minimum| f32::from(code) * scale + minimum);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq", "x86_64+avx2", "x86_64+sse4.1"))]

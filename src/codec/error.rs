@@ -129,6 +129,16 @@ pub enum CodecError {
         /// What does not go together, with the numbers.
         problem: String,
     },
+    /// Rows that are no whole blocks.
+    #[error("{columns} columns are not whole `{format}` blocks of {block} weights")]
+    Blocks {
+        /// The format's name.
+        format: &'static str,
+        /// Weights of a block.
+        block: usize,
+        /// The matrix's columns.
+        columns: usize,
+    },
     /// Stored bytes of a coded matrix that cannot be what they claim.
     #[error("stored {what} are malformed: {problem}")]
     Stored {

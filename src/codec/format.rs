@@ -65,6 +65,16 @@ pub enum ZeroPoint {
     Integer,
     /// A float in the scale's type (HQQ): weight = (code − zero) · scale.
     Float,
+    /// The weight of code 0 in the scale's type (GGUF's Q4_1): weight = code · scale + minimum.
+    Minimum,
+}
+
+impl ZeroPoint {
+    /// Whether code and scale may have no weight that is exactly zero.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::Float | Self::Minimum)
+    }
 }
 
 /// How many weights of a matrix are kept exact beside the codes.

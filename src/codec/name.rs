@@ -12,7 +12,7 @@ const NAMED: [(&str, Element, usize, ScaleFormat); 3] = [
 const OUTLIERS: &str = "+outliers";
 
 impl Codec {
-    /// The short name: `int4-g128`, `int4-g128-asym`, `int3-g64-hqq`, `int8-channel`, `int8-tensor`, `fp8-channel`,
+    /// The short name: `int4-g128`, `int4-g128-asym`, `int3-g64-hqq`, `int4-g32-min`, `int8-channel`, `int8-tensor`, `fp8-channel`,
     /// `fp8-block128x128`, `mxfp4`, `mxfp8`, `nvfp4`; `+outliers` at the end where some weights are kept exact. The type
     /// of float scales and the number of outliers are not part of it.
     #[must_use]
@@ -43,6 +43,7 @@ impl Codec {
             ZeroPoint::None => "",
             ZeroPoint::Integer => "-asym",
             ZeroPoint::Float => "-hqq",
+            ZeroPoint::Minimum => "-min",
         };
         format!("{element}-{granularity}{scale}{zero}{outliers}")
     }
@@ -88,6 +89,7 @@ impl Codec {
             None => ZeroPoint::None,
             Some("asym") => ZeroPoint::Integer,
             Some("hqq") => ZeroPoint::Float,
+            Some("min") => ZeroPoint::Minimum,
             Some(_) => return None,
         };
         (parts.next().is_none() && codec.validate(0, 0).is_ok()).then_some(codec)
@@ -112,6 +114,7 @@ mod tests {
             "int8-channel",
             "int8-tensor",
             "int3-g64-hqq",
+            "int4-g32-min",
             "fp8-channel",
             "fp8-tensor",
             "fp8-block128x128",

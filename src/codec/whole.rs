@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CodecError, Crumbs, Delta, Factors, LowRank, Pyramid, ScaleFormat, Taylor, VectorFormat, sparse::Sparse};
+use super::{
+    CodecError, Crumbs, Delta, Factors, KQuant, LowRank, Pyramid, ScaleFormat, Taylor, VectorFormat, sparse::Sparse,
+};
 use crate::checkpoint::Dtype;
 
 /// A number format whose codes stand for several weights each.
@@ -25,6 +27,8 @@ pub enum Whole {
     Factors(Factors),
     /// Terms of polynomials in place of some columns.
     Taylor(Taylor),
+    /// GGUF's super-blocks.
+    KQuant(KQuant),
 }
 
 /// One stored tensor of a coded matrix.
@@ -73,6 +77,7 @@ impl Whole {
             Self::LowRank(low_rank) => low_rank.name(),
             Self::Factors(factors) => factors.name(),
             Self::Taylor(taylor) => taylor.name(),
+            Self::KQuant(format) => format.name().to_owned(),
         }
     }
 
@@ -87,14 +92,15 @@ impl Whole {
         let whole = Pyramid::parse_name(name).map(Self::Pyramid).or_else(vector).or_else(sparse);
         let factors = || Factors::parse_name(name, storage).map(Self::Factors);
         let taylor = || Taylor::parse_name(name, storage.into()).map(Self::Taylor);
-        whole.or_else(delta).or_else(crumbs).or_else(low_rank).or_else(factors).or_else(taylor)
+        let k_quant = || KQuant::parse_name(name).map(Self::KQuant);
+        whole.or_else(delta).or_else(crumbs).or_else(low_rank).or_else(factors).or_else(taylor).or_else(k_quant)
     }
 
     /// The type of stored floats.
     #[must_use]
     pub fn float_dtype(&self) -> Dtype {
         match self {
-            Self::Pyramid(_) | Self::LowRank(_) => Dtype::F16,
+            Self::Pyramid(_) | Self::LowRank(_) | Self::KQuant(_) => Dtype::F16,
             Self::Vector(format) => format.storage.into(),
             Self::Sparse(sparse) => sparse.dtype,
             Self::Delta(_) => Dtype::F32,
@@ -124,6 +130,7 @@ impl Whole {
             Self::LowRank(low_rank) => low_rank.validate(rows, columns),
             Self::Factors(factors) => factors.validate(rows, columns),
             Self::Taylor(taylor) => taylor.validate(rows, columns),
+            Self::KQuant(format) => format.validate(rows, columns),
         }
     }
 
@@ -150,13 +157,17 @@ impl Whole {
             }
             Self::Factors(factors) if factors.validate(rows, columns).is_ok() => factors.tensors(rows, columns),
             Self::Taylor(taylor) if taylor.validate(rows, columns).is_ok() => taylor.tensors(rows, columns),
+            Self::KQuant(format) if format.validate(rows, columns).is_ok() => {
+                format.tensors(rows, columns).into_iter().map(stored).collect()
+            }
             Self::Vector(_)
             | Self::Sparse(_)
             | Self::Delta(_)
             | Self::Crumbs(_)
             | Self::LowRank(_)
             | Self::Factors(_)
-            | Self::Taylor(_) => Vec::new(),
+            | Self::Taylor(_)
+            | Self::KQuant(_) => Vec::new(),
         }
     }
 
@@ -186,6 +197,7 @@ impl Whole {
             Self::LowRank(low_rank) => low_rank.decode(rows, columns, stored),
             Self::Factors(factors) => factors.decode(rows, columns, stored),
             Self::Taylor(taylor) => taylor.decode(rows, columns, stored),
+            Self::KQuant(format) => format.decode(rows, columns, stored),
         }
     }
 }

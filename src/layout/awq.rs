@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     checkpoint::Dtype,
-    codec::{CodedRows, Element, Granularity, MatrixParameters, ScaleFormat, ZeroPoint},
+    codec::{CodedRows, Element, Granularity, MatrixParameters, ScaleFormat},
 };
 
 const NAME: &str = "awq";
@@ -51,7 +51,7 @@ impl Layout for Awq {
         ScaleFormat::F16
     }
 
-    fn interleaves(&self) -> bool {
+    fn interleaves(&self, _matrix: &MatrixSpec) -> bool {
         true
     }
 
@@ -65,7 +65,7 @@ impl Layout for Awq {
                 matrix.name
             )));
         }
-        if codec.zero == ZeroPoint::Float || codec.granularity == Granularity::Tensor {
+        if codec.zero.is_float() || codec.granularity == Granularity::Tensor {
             return Err(Refusal::Format(format!(
                 "layout `{NAME}` has whole zero points and one scale per channel or group (`{}`)",
                 matrix.name

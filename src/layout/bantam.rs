@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Layout, LayoutName, MatrixSpec, Piece, Refusal, STRIPE_ALIGNMENT, TensorSpec,
+    Layout, LayoutName, MatrixSpec, Minima, Piece, Refusal, STRIPE_ALIGNMENT, TensorSpec,
     latent_cache::{self, CachePolicy, agree},
     refusal::without_input_scale,
     streams::{byte_row, encode_scales, pack_rows},
@@ -104,7 +104,7 @@ fn parts(matrix: &MatrixSpec) -> Parts {
         _ if whole => None,
         ZeroPoint::None => None,
         ZeroPoint::Integer => add("zeros", Dtype::U8, shape(byte_row(groups, bits))),
-        ZeroPoint::Float => add("zeros", codec.scale.into(), shape(groups)),
+        ZeroPoint::Float | ZeroPoint::Minimum => add("zeros", codec.scale.into(), shape(groups)),
     };
     let global = whole || codec.scale == ScaleFormat::E4M3OverGlobal;
     let tensor_scale = if global { add("tensor_scale", Dtype::F32, vec![1]) } else { None };
@@ -131,6 +131,10 @@ impl Layout for Bantam {
 
     fn float_zero_allowed(&self) -> bool {
         true
+    }
+
+    fn minima(&self) -> Minima {
+        Minima::WhereAsked
     }
 
     fn accepts(&self, matrix: &MatrixSpec) -> Result<(), Refusal> {
@@ -216,7 +220,7 @@ impl Layout for Bantam {
             pieces.push(Piece::contiguous(index, scale_row * groups * scale_bytes, scales));
         }
         if let Some(index) = parts.zeros {
-            let (zero_row, zeros) = if codec.zero == ZeroPoint::Float {
+            let (zero_row, zeros) = if codec.zero.is_float() {
                 (groups * scale_bytes, encode_scales(codec.scale, &rows.zeros))
             } else {
                 let whole: Vec<u8> = rows.zeros.iter().map(|&zero| zero as u8).collect();

@@ -50,7 +50,7 @@ impl Scheme {
     pub(super) fn of(matrix: &MatrixSpec) -> Result<Self, Refusal> {
         let codec = matrix.scalar();
         let refuse = |what: String| Err(Refusal::Format(format!("{what} (`{}`)", matrix.name)));
-        if codec.zero == ZeroPoint::Float {
+        if codec.zero.is_float() {
             return refuse(format!("layout `{NAME}` has whole zero points only; use layout `bantam`"));
         }
         let float_scale = matches!(codec.scale, ScaleFormat::F32 | ScaleFormat::F16 | ScaleFormat::BF16);

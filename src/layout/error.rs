@@ -19,6 +19,9 @@ pub enum LayoutError {
         /// What is wrong and what was expected.
         message: String,
     },
+    /// A GGUF file is of a model that bantam does not read, or contradicts itself.
+    #[error("the GGUF file cannot be read: {0}")]
+    Gguf(String),
     /// A coded matrix lacks one of its tensors.
     #[error("`{matrix}` is stored in format `{format}`, but its tensor `{part}` is missing")]
     MissingPart {

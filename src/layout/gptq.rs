@@ -54,7 +54,7 @@ impl Layout for Gptq {
         u8::from(self.version == Version::V1)
     }
 
-    fn interleaves(&self) -> bool {
+    fn interleaves(&self, _matrix: &MatrixSpec) -> bool {
         true
     }
 
@@ -78,7 +78,7 @@ impl Layout for Gptq {
                 )));
             }
         }
-        if codec.zero == ZeroPoint::Float || codec.granularity == Granularity::Tensor {
+        if codec.zero.is_float() || codec.granularity == Granularity::Tensor {
             return Err(Refusal::Format(format!(
                 "layout `{layout}` has whole zero points and one scale per channel or group (`{}`)",
                 matrix.name

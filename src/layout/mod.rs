@@ -5,9 +5,11 @@ mod awq;
 mod bantam;
 mod compressed_tensors;
 mod compressed_tensors_config;
+mod container;
 mod delta;
 mod dense;
 mod error;
+mod gguf;
 mod gptq;
 mod latent_cache;
 mod pieces;
@@ -19,8 +21,11 @@ mod streams;
 mod vptq;
 pub mod vptq_config;
 
+pub use container::{Contained, Container};
 pub use delta::{BaseTensor, BaseTensors};
 pub use error::LayoutError;
+pub(crate) use gguf::FACTORS as GGUF_CONSTANT;
+pub use gguf::GgufContainer;
 pub use latent_cache::{CachePolicy, Cached, LatentCache, LayerRanks, QUANTIZED_TOKENS};
 pub use pieces::{Piece, scatter};
 pub use read::{LogicalCheckpoint, LogicalTensor};
@@ -30,8 +35,8 @@ pub(crate) use streams::transpose;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    checkpoint::Dtype,
-    codec::{Codec, CodedRows, Coding, MatrixParameters, Rotations, ScaleFormat, StoredMatrix},
+    checkpoint::{Checkpoint, Dtype},
+    codec::{Codec, CodedRows, Coding, MatrixParameters, Rotations, RowSource, ScaleFormat, StoredMatrix},
 };
 
 /// The layouts that can be written. Recipes name them in kebab case.
@@ -57,6 +62,8 @@ pub enum LayoutName {
     /// compressed-tensors' 2:4 sparsity, which runtimes no longer load: written only when asked for.
     #[serde(rename = "sparse-24-bitmask")]
     Sparse24Bitmask,
+    /// One GGUF file, as llama.cpp and its relatives load it.
+    Gguf,
     /// Plain tensors; no codes.
     Dense,
 }
@@ -75,6 +82,7 @@ impl LayoutName {
             Self::Delta => "delta",
             Self::RemoteCode => "remote-code",
             Self::Sparse24Bitmask => "sparse-24-bitmask",
+            Self::Gguf => "gguf",
             Self::Dense => "dense",
         }
     }
@@ -185,6 +193,18 @@ pub enum MaskedForm {
     Dense,
 }
 
+/// Whether a layout stores the minimum of asymmetric codes in place of a zero point.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Minima {
+    /// It has no place for it.
+    #[default]
+    Never,
+    /// Where a recipe asks for it.
+    WhereAsked,
+    /// It stores nothing else.
+    Always,
+}
+
 /// One artifact layout, the writing side.
 pub trait Layout: Send + Sync {
     /// Its name.
@@ -211,6 +231,10 @@ pub trait Layout: Send + Sync {
     fn float_zero_allowed(&self) -> bool {
         false
     }
+    /// Whether asymmetric codes have minima in place of zero points ([`crate::codec::ZeroPoint::Minimum`]).
+    fn minima(&self) -> Minima {
+        Minima::Never
+    }
     /// The tensors that the matrix becomes, in a fixed order. Exact: sizes follow from shape and codec.
     fn tensors(&self, matrix: &MatrixSpec) -> Vec<TensorSpec>;
     /// The number format that readers find; none where the matrix is stored as a plain tensor.
@@ -229,8 +253,34 @@ pub trait Layout: Send + Sync {
     fn pack(&self, matrix: &MatrixSpec, rows: &CodedRows) -> Vec<Piece>;
     /// Whether the pieces of consecutive stripes interleave in a tensor (GPTQ, AWQ pack along the input), so that the
     /// writer has to gather whole tensors.
-    fn interleaves(&self) -> bool {
+    fn interleaves(&self, _matrix: &MatrixSpec) -> bool {
         false
+    }
+    /// The tensor that one which is not encoded becomes.
+    ///
+    /// # Errors
+    /// [`Refusal::Format`] for a tensor that the layout has no place for.
+    fn plain(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<TensorSpec, Refusal> {
+        Ok(TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec() })
+    }
+    /// Whether rows of this tensor lie in the source's order.
+    fn keeps_rows(&self, _name: &str) -> bool {
+        true
+    }
+    /// Whether a tensor of this name that keeps its type keeps its bytes, whatever the model.
+    fn keeps_sources_bytes(&self, _name: &str) -> bool {
+        true
+    }
+    /// Rows of a tensor that is not encoded, in the order in which they are stored.
+    fn stored_rows<'a>(&self, _name: &str, rows: Box<dyn RowSource + 'a>) -> Box<dyn RowSource + 'a> {
+        rows
+    }
+    /// The kind of file that holds the weights.
+    ///
+    /// # Errors
+    /// [`Refusal::Format`] for what the files would have to say and cannot.
+    fn container(&self, _checkpoint: &Checkpoint) -> Result<Contained, Refusal> {
+        Ok(Contained::default())
     }
     /// The bytes that are known once per matrix (global scales, shapes, outliers, constant tensors).
     fn pack_parameters(&self, matrix: &MatrixSpec, parameters: &MatrixParameters) -> Vec<Piece>;
@@ -273,7 +323,20 @@ pub fn layout(name: LayoutName) -> Box<dyn Layout> {
         LayoutName::Delta => Box::new(delta::DeltaLayout),
         LayoutName::RemoteCode => Box::new(remote_code::RemoteCode),
         LayoutName::Sparse24Bitmask => Box::new(sparse_bitmask::SparseBitmask),
+        LayoutName::Gguf => Box::new(gguf::Gguf::of_any()),
         LayoutName::Dense => Box::new(dense::Dense),
+    }
+}
+
+/// The layout of that name for one model, by its configuration: what `layout` gives, except where rows, names or metadata
+/// depend on the model.
+///
+/// # Errors
+/// [`Refusal::Format`] for a model that the layout cannot hold.
+pub fn layout_for(name: LayoutName, config: Option<&serde_json::Value>) -> Result<Box<dyn Layout>, Refusal> {
+    match name {
+        LayoutName::Gguf => Ok(Box::new(gguf::Gguf::of_model(config)?)),
+        _ => Ok(layout(name)),
     }
 }
 

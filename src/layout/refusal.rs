@@ -33,6 +33,9 @@ pub(super) fn plain_matrix(layout: &str, matrix: &MatrixSpec) -> Result<(), Refu
             matrix.name
         )));
     }
+    if let Some(Whole::KQuant(_)) = matrix.codec.whole() {
+        return refuse("has no blocks as GGUF files have them");
+    }
     if matrix.codec.whole().is_some() {
         return refuse("has a code for each weight and no codes of whole vectors");
     }

@@ -12,7 +12,7 @@ use crate::{
     Result,
     checkpoint::bits_of,
     forward::{CacheBytes, Model},
-    layout::{BaseTensors, CachePolicy, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, Refusal, TensorSpec},
+    layout::{BaseTensors, CachePolicy, Contained, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, Refusal, TensorSpec},
     manifest::Fallback,
     model::{MappedTensor, Role},
 };
@@ -30,7 +30,7 @@ pub(super) struct Parts<'a> {
 
 /// Gives everything a place: units, files, small files, the schedule, and what decides the bytes as a digest.
 pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>, options: &Options) -> Result<Plan> {
-    let Parts { mut encodes, mut merges, mut shared, fallbacks, mut notes, solve, books } = parts;
+    let Parts { mut encodes, mut merges, mut shared, mut fallbacks, mut notes, solve, books } = parts;
     let recipe = inputs.recipe;
     let checkpoint = inputs.source.checkpoint();
     let mut tensors: Vec<&LogicalTensor> = inputs.source.tensors().iter().collect();
@@ -44,7 +44,10 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
         delta::base_tensors(shared.iter().filter_map(|(name, shared)| Some((inputs.source.tensor(name)?, shared))));
     for tensor in tensors {
         let mapped = inputs.model.tensor(&tensor.name);
-        let plain = || vec![TensorSpec { name: tensor.name.clone(), dtype: tensor.dtype, shape: tensor.shape.clone() }];
+        let stored = target.plain(&tensor.name, tensor.dtype, &tensor.shape);
+        let plain = || stored.clone().map(|spec| vec![spec]).map_err(|refusal| cannot_hold(target, refusal));
+        let kept = |spec: &TensorSpec| spec.dtype == tensor.dtype && target.keeps_rows(&tensor.name);
+        let is_kept = stored.as_ref().is_ok_and(kept);
         let (action, outputs) = match encodes.remove(tensor.name.as_str()) {
             Some(encode) => {
                 let outputs = target.tensors(&encode.matrix);
@@ -52,13 +55,13 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
                 (Action::Encode(Box::new(encode)), outputs)
             }
             None if solve.as_ref().is_some_and(|solve| solve.touched.contains_key(&tensor.name)) => {
-                (Action::Transform, plain())
+                (Action::Transform, plain()?)
             }
             None if merges.contains_key(&tensor.name) => match merges.remove(&tensor.name) {
-                Some(merge) => (Action::Merge(Box::new(merge)), plain()),
-                None => (Action::Copy, plain()),
+                Some(merge) => (Action::Merge(Box::new(merge)), plain()?),
+                None => (Action::Copy, plain()?),
             },
-            None if !tensor.is_plain() => (Action::Decode, plain()),
+            None if !tensor.is_plain() => (Action::Decode, plain()?),
             None if shared.contains_key(&tensor.name) => match shared.remove(&tensor.name) {
                 Some(Shared::But(rows)) => {
                     let outputs = BaseTensors::stored_rows(&tensor.name, tensor.dtype, &tensor.shape, rows.len());
@@ -66,7 +69,8 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
                 }
                 _ => (Action::Same, Vec::new()),
             },
-            None => (Action::Copy, plain()),
+            None if !is_kept => (Action::Cast, plain()?),
+            None => (Action::Copy, plain()?),
         };
         if !matches!(action, Action::Encode(_)) {
             dense_modules.extend(dense_module(tensor, mapped));
@@ -98,7 +102,15 @@ pub(super) fn assemble(inputs: Inputs<'_>, target: &dyn Layout, parts: Parts<'_>
     if let (Some(base), true) = (&recipe.base, specs.iter().all(Vec::is_empty)) {
         return Err(PlanError::NothingDiffers { model: recipe.model.clone(), base: base.clone() }.into());
     }
-    let files = shards::place(&mut units, specs, recipe.artifact.shard_size)?;
+    let Contained { container, lost } = target.container(checkpoint).map_err(|refusal| cannot_hold(target, refusal))?;
+    fallbacks.extend(lost.into_iter().map(|message| {
+        let kind = format!("{}-lacks", target.name().as_str());
+        Fallback { kind, tensor: String::new(), count: 1, message }
+    }));
+    if let (true, Some(first)) = (options.deny_fallbacks, fallbacks.first()) {
+        return Err(PlanError::FallbackDenied { count: fallbacks.len(), first: first.message.clone() }.into());
+    }
+    let files = shards::place(&mut units, specs, recipe.artifact.shard_size, &container)?;
     let mut quantization_config = target.quantization_config(&matrices, &dense_modules);
     if target.name() == LayoutName::Delta
         && let Some(config) = &mut quantization_config
@@ -172,6 +184,12 @@ fn beside<'a>(inputs: Inputs<'a>, action: &Action) -> impl Iterator<Item = &'a L
     let base = inputs.source.base().filter(|_| matches!(action, Action::Encode(_) | Action::Merge(_)));
     let merged = if matches!(action, Action::Merge(_)) { inputs.source.merged() } else { &[] };
     base.into_iter().chain(merged)
+}
+
+/// The error for a model that a layout has no place for.
+pub(super) fn cannot_hold(target: &dyn Layout, refusal: Refusal) -> PlanError {
+    let (Refusal::Format(message) | Refusal::Shape(message)) = refusal;
+    PlanError::Model { layout: target.name().as_str().into(), message }
 }
 
 /// Whether a layout is our own, which no runtime reads.

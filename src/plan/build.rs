@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Encode, Options, Plan, PlanError,
-    assemble::{Parts, assemble, is_own},
+    assemble::{Parts, assemble, cannot_hold, is_own},
     delta::{self, Shared},
     differences::{self, Wanted},
     expanded, lowrank, masks, merge, solving,
@@ -14,7 +14,7 @@ use crate::{
     checkpoint::{is_float, scan_non_finite},
     codec::{Rotations, RowSource},
     layout::{
-        LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout,
+        LatentCache, Layout, LayoutName, LogicalCheckpoint, LogicalTensor, MatrixSpec, Refusal, TensorSpec, layout, layout_for,
     },
     manifest::Fallback,
     model::{MappedTensor, MatrixView, ModelMap, Role, matrix_by_shape},
@@ -85,7 +85,9 @@ impl Plan {
     /// Everything that can be found before the run: see [`PlanError`] and [`crate::recipe::RecipeError`].
     pub fn new(inputs: Inputs<'_>, options: &Options) -> Result<Self> {
         let recipe = inputs.recipe;
-        let target = layout(recipe.artifact.layout);
+        let name = recipe.artifact.layout;
+        let config = inputs.source.checkpoint().config().map(|config| &config.value);
+        let target = layout_for(name, config).map_err(|refusal| cannot_hold(layout(name).as_ref(), refusal))?;
         let mut notes = inputs.model.notes.clone();
         let mut fallbacks = Vec::new();
         let assignments = inputs.recipe.assign(inputs.model)?;
@@ -197,6 +199,7 @@ fn wishes<'a>(
             scale: target.scale_format(tensor.dtype),
             minimum_zero_point: target.minimum_zero_point(),
             float_zero_allowed: target.float_zero_allowed(),
+            minima: target.minima(),
         };
         let rotations = rotations.remove(&name);
         let mut mask = masks.remove(&name).filter(|mask| !mask.alone);
@@ -386,7 +389,7 @@ fn accept(
         message,
     };
     let is_embedding = matches!(wish.mapped.role, Role::Embedding | Role::OtherEmbedding(_));
-    if is_embedding && !is_own(target.name()) {
+    if is_embedding && !is_own(target.name()) && target.name() != LayoutName::Gguf {
         return Err(cannot("runtimes read embeddings dense in this layout".into()).into());
     }
     let obstacle = || wish.settings.is_difference().then(|| delta::obstacle(inputs.source.base(), wish.tensor));
@@ -426,7 +429,7 @@ fn keep_non_finite(
             continue;
         }
         let checkpoint = inputs.source.checkpoint();
-        let Some(entry) = checkpoint.tensor(&tensor.name) else { continue };
+        let Some(entry) = tensor.parts.first().and_then(|part| checkpoint.tensor(part)) else { continue };
         let report = scan_non_finite(entry.dtype, checkpoint.bytes(entry));
         checkpoint.release(entry, 0..usize::try_from(entry.bytes).unwrap_or(usize::MAX));
         if let Some(report) = report {

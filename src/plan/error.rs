@@ -195,6 +195,14 @@ pub enum PlanError {
         /// The method.
         method: &'static str,
     },
+    /// The layout has no place for the model.
+    #[error("layout `{layout}` cannot hold the model: {message}")]
+    Model {
+        /// The layout.
+        layout: String,
+        /// Why.
+        message: String,
+    },
     /// The encodings do not fit into one artifact of this layout.
     #[error("layout `{layout}` cannot hold these encodings together: {message}")]
     Together {
@@ -242,6 +250,7 @@ impl PlanError {
             | Self::LowRank { .. }
             | Self::NoStatistics { .. }
             | Self::Together { .. }
+            | Self::Model { .. }
             | Self::Choice { .. } => ExitCode::Usage,
         }
     }

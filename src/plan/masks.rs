@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use super::{Encode, PlanError};
 use crate::{
     checkpoint::MappedFile,
-    codec::{Granularity, ScaleFormat, ZeroPoint},
+    codec::{Granularity, ScaleFormat},
     manifest::ContentHash,
     passes::{
         Choice, Kind, Settings,
         mask::{self, Given, MaskBook},
+        rtn,
     },
     recipe::{Assignment, Recipe},
 };
@@ -99,6 +100,9 @@ pub(super) fn masks(recipe: &Recipe, assignments: &[Assignment]) -> Result<BTree
             (Settings::Rtn(_) | Settings::Gptq(_), Some(mask)) if mask.settings.learning.is_some() => {
                 return refused("learned masks stand alone: encode their result in a second run, behind `magnitude`");
             }
+            (Settings::Rtn(rtn::Settings { number: rtn::Number::KQuant { .. }, .. }), Some(_)) => {
+                return refused("its super-blocks do not keep weights at zero");
+            }
             (Settings::Rtn(_) | Settings::Gptq(_), Some(mask)) => mask.alone = false,
             (_, Some(_)) if rule.kind == Kind::Transform => {
                 return refused("what scales or turns weights has to come before the mask");
@@ -113,7 +117,7 @@ pub(super) fn masks(recipe: &Recipe, assignments: &[Assignment]) -> Result<BTree
 pub(super) fn check(pass: &str, line: usize, tensor: &str, experts: usize, choice: &Choice) -> Result<(), PlanError> {
     let (Some(_), Some(codec)) = (&choice.mask, choice.codec.scalar()) else { return Ok(()) };
     let whole = matches!(codec.granularity, Granularity::Tensor | Granularity::Block { .. });
-    let problem = if codec.zero == ZeroPoint::Float {
+    let problem = if codec.zero.is_float() {
         "zero points that are not whole leave no weight at zero"
     } else if codec.outliers.is_some() {
         "weights kept exact beside the codes do not go with masks"

@@ -104,7 +104,7 @@ fn cost(unit: &Unit, target: &dyn Layout) -> Cost {
             // The codes that calibration found, a byte each, and the file they come from.
             fixed += 2 * unit.weights + unit.bytes();
         }
-        if target.interleaves() {
+        if target.interleaves(&encode.matrix) {
             fixed += unit.bytes();
         }
         if let Some(outliers) = encode.matrix.codec.scalar().and_then(|codec| codec.outliers) {

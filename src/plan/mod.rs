@@ -27,6 +27,7 @@ use memory::stripe_rows;
 pub(crate) use memory::{COPY_CHUNK_BYTES, FACTORS_BYTES_PER_WEIGHT, GRAM_BYTES_PER_PRODUCT};
 pub use memory::{MemoryPlan, Slab};
 pub use merge::Merge;
+pub(crate) use shards::file_name;
 pub use small_files::{SmallContent, SmallFile};
 
 use std::path::PathBuf;
@@ -74,7 +75,7 @@ pub struct Plan {
     pub recipe: serde_json::Value,
     /// The pieces of work, in model order.
     pub units: Vec<Unit>,
-    /// The safetensors files, complete but for the data.
+    /// The files of weights, complete but for the data.
     pub files: Vec<WeightFile>,
     /// All other files but the manifest.
     pub small_files: Vec<SmallFile>,
@@ -134,7 +135,7 @@ impl Unit {
         match &self.action {
             Action::Copy | Action::Same => self.source_bytes,
             Action::Rows(rows) => rows.len() as u64,
-            Action::Decode | Action::Transform | Action::Merge(_) => self.weights / self.columns().max(1) as u64,
+            Action::Decode | Action::Cast | Action::Transform | Action::Merge(_) => self.weights / self.columns().max(1) as u64,
             Action::Encode(encode) => encode.matrix.rows as u64,
         }
     }
@@ -144,7 +145,7 @@ impl Unit {
     pub fn rows_are_contiguous(&self) -> bool {
         match &self.action {
             Action::Copy | Action::Same => true,
-            Action::Decode | Action::Transform | Action::Rows(_) | Action::Merge(_) => false,
+            Action::Decode | Action::Cast | Action::Transform | Action::Rows(_) | Action::Merge(_) => false,
             Action::Encode(encode) => !self.coded_source && !encode.matrix.transposed,
         }
     }
@@ -155,7 +156,7 @@ impl Unit {
         match &self.action {
             Action::Encode(encode) => encode.matrix.columns,
             Action::Merge(merge) => merge.columns,
-            Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => {
+            Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Cast | Action::Transform => {
                 self.shape.last().copied().unwrap_or(1)
             }
         }
@@ -192,7 +193,7 @@ impl Unit {
         match &self.action {
             Action::Encode(encode) => encode.matrix.codec.name(),
             Action::Same | Action::Rows(_) => self.action.name().to_owned(),
-            Action::Copy | Action::Decode | Action::Transform | Action::Merge(_) => self
+            Action::Copy | Action::Decode | Action::Cast | Action::Transform | Action::Merge(_) => self
                 .outputs
                 .first()
                 .map_or_else(String::new, |output| format!("{:?}", output.spec.dtype).to_lowercase()),
@@ -211,6 +212,8 @@ pub enum Action {
     Rows(Vec<u64>),
     /// The stored codes are turned into dense weights (a compressed source that no rule encodes).
     Decode,
+    /// The weights are stored in another element type, or their rows in another order, as the layout has them.
+    Cast,
     /// The weights are scaled as calibration found, and stay dense.
     Transform,
     /// The changes of several models are merged, and stay dense.
@@ -228,6 +231,7 @@ impl Action {
             Self::Same => "same",
             Self::Rows(_) => "rows",
             Self::Decode => "decode",
+            Self::Cast => "cast",
             Self::Transform => "transform",
             Self::Merge(_) => "merge",
             Self::Encode(_) => "encode",
@@ -301,12 +305,12 @@ pub struct Output {
     pub offset: u64,
 }
 
-/// One safetensors file of the artifact.
+/// One file of the artifact's weights.
 #[derive(Debug)]
 pub struct WeightFile {
     /// File name.
     pub name: String,
-    /// The header, length prefix included.
+    /// What stands before the data.
     pub header: Vec<u8>,
     /// Length of the whole file in bytes.
     pub bytes: u64,

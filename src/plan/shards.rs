@@ -2,21 +2,20 @@
 
 use std::collections::HashMap;
 
-use super::{Output, PlanError, Unit, WeightFile};
-use crate::{
-    checkpoint::{canonical_order, header::METADATA, header_bytes},
-    layout::TensorSpec,
-};
+use super::{Action, Output, PlanError, Unit, WeightFile};
+use crate::layout::{Container, TensorSpec};
 
 /// Distributes the units' tensors over files of at most `shard_size` bytes of data (a single unit may be larger), in
-/// the units' order, and gives every unit its outputs. Fails when two tensors have one name.
+/// the units' order, and gives every unit its outputs; containers without shards take all in one file. Fails when two
+/// tensors have one name.
 pub(super) fn place(
     units: &mut [Unit],
     specs: Vec<Vec<TensorSpec>>,
     shard_size: u64,
+    container: &Container,
 ) -> Result<Vec<WeightFile>, PlanError> {
     refuse_name_clashes(units, &specs)?;
-    let shards = distribute(&specs, shard_size);
+    let shards = distribute(&specs, if container.has_shards() { shard_size } else { u64::MAX });
     for (unit, specs) in units.iter_mut().zip(specs) {
         unit.outputs = specs.into_iter().map(|spec| Output { spec, file: 0, offset: 0 }).collect();
     }
@@ -25,24 +24,19 @@ pub(super) fn place(
     for (file, members) in shards.into_iter().enumerate() {
         let mut places: Vec<(usize, usize)> =
             members.iter().flat_map(|&unit| (0..units[unit].outputs.len()).map(move |output| (unit, output))).collect();
-        places.sort_by(|&a, &b| {
-            let spec = |(unit, output): (usize, usize)| &units[unit].outputs[output].spec;
-            canonical_order((spec(a).dtype, &spec(a).name), (spec(b).dtype, &spec(b).name))
-        });
-        let header = header_bytes(
-            places.iter().map(|&(unit, output)| {
-                let spec = &units[unit].outputs[output].spec;
-                (spec.name.as_str(), spec.dtype, spec.shape.as_slice())
-            }),
-            METADATA,
-        );
-        let mut offset = header.len() as u64;
-        for (unit, output) in places {
+        let spec = |(unit, output): (usize, usize)| &units[unit].outputs[output].spec;
+        places.sort_by(|&a, &b| container.order(spec(a), spec(b)));
+        let matrix = |unit: usize| match &units[unit].action {
+            Action::Encode(encode) => Some(&encode.matrix),
+            _ => None,
+        };
+        let tensors: Vec<_> = places.iter().map(|&(unit, output)| (spec((unit, output)), matrix(unit))).collect();
+        let head = container.head(&tensors);
+        for ((unit, output), offset) in places.into_iter().zip(head.offsets) {
             let output = &mut units[unit].outputs[output];
             (output.file, output.offset) = (file, offset);
-            offset += output.spec.bytes();
         }
-        files.push(WeightFile { name: file_name(file, count), header, bytes: offset });
+        files.push(WeightFile { name: container.file_name(file, count), header: head.bytes, bytes: head.file_bytes });
     }
     Ok(files)
 }
@@ -74,7 +68,7 @@ fn distribute(specs: &[Vec<TensorSpec>], shard_size: u64) -> Vec<Vec<usize>> {
     let mut filled = 0_u64;
     for (unit, specs) in specs.iter().enumerate() {
         let bytes: u64 = specs.iter().map(TensorSpec::bytes).sum();
-        if filled > 0 && filled + bytes > shard_size {
+        if filled > 0 && filled.saturating_add(bytes) > shard_size {
             shards.push(Vec::new());
             filled = 0;
         }

@@ -83,6 +83,19 @@ pub struct Place {
     pub mark_width: usize,
 }
 
+impl RecipeError {
+    /// What to do about it, where the message does not say.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Some("`bantam init MODEL` writes a recipe that fits a model".into())
+            }
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Diagnostic {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Place { path, line, column, source_line, mark_start, mark_width } = &self.place;

@@ -29,7 +29,7 @@ const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 const TEXT_HELP: &str = "write `text = [\"…\"]` under [calibration]: files that end in .txt, .jsonl or .safetensors";
 
-const LAYOUTS: [LayoutName; 10] = [
+const LAYOUTS: [LayoutName; 11] = [
     LayoutName::CompressedTensors,
     LayoutName::Gptq,
     LayoutName::GptqV2,
@@ -39,6 +39,7 @@ const LAYOUTS: [LayoutName; 10] = [
     LayoutName::Delta,
     LayoutName::RemoteCode,
     LayoutName::Sparse24Bitmask,
+    LayoutName::Gguf,
     LayoutName::Dense,
 ];
 

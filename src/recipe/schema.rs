@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{PRESETS, preset, resolved::complete};
 use crate::{
     layout::LayoutName,
-    passes::{PassInfo, REGISTRY},
+    passes::{PassInfo, REGISTRY, rtn},
 };
 
 /// The schema, draft 2020-12. Keys are complete; of a setting it knows the type where the setting has a default to take it
@@ -108,6 +108,9 @@ fn settings(info: &PassInfo, name: &str) -> Map<String, Value> {
         }
         if !default.is_null() && !default.is_object() {
             setting["default"] = default;
+        }
+        if *key == "format" {
+            setting["enum"] = json!(rtn::FORMATS);
         }
         settings.insert((*key).to_owned(), setting);
     }

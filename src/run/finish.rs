@@ -225,7 +225,7 @@ fn output_tensor(unit: &Unit, record: &Record) -> OutputTensor {
             (encode.passes(), Some(encode.matrix.clone()), mask)
         }
         Action::Merge(_) => (vec![breadcrumbs::INFO.name.to_owned()], None, None),
-        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Transform => (Vec::new(), None, None),
+        Action::Copy | Action::Same | Action::Rows(_) | Action::Decode | Action::Cast | Action::Transform => (Vec::new(), None, None),
     };
     OutputTensor {
         name: unit.name.clone(),

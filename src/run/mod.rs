@@ -41,7 +41,7 @@ use self::{
 use crate::{
     Result,
     compute::{ComputeError, Device, SharedDevice},
-    layout::{LogicalCheckpoint, layout},
+    layout::{LogicalCheckpoint, layout, layout_for},
     manifest::{ContentHash, Manifest},
     plan::Plan,
     platform, solve,
@@ -207,7 +207,8 @@ fn work(
     records: &mut BTreeMap<usize, Record>,
     start: Instant,
 ) -> Result<BTreeMap<String, ContentHash>> {
-    let target = layout(plan.layout);
+    let config = source.checkpoint().config().map(|config| &config.value);
+    let target = layout_for(plan.layout, config).unwrap_or_else(|_| layout(plan.layout));
     let context = wave::Context {
         plan,
         source,

@@ -39,6 +39,7 @@ pub struct Status {
     /// Since the run began.
     pub elapsed: Duration,
     start: Instant,
+    writing: Instant,
 }
 
 impl Status {
@@ -50,7 +51,8 @@ impl Status {
             units_done += 1;
         }
         let units = plan.units.len();
-        Self { units_done, units, bytes_done: 0, bytes, current: String::new(), elapsed: start.elapsed(), start }
+        let (elapsed, writing) = (start.elapsed(), Instant::now());
+        Self { units_done, units, bytes_done: 0, bytes, current: String::new(), elapsed, start, writing }
     }
 
     pub(super) fn advance(&mut self, plan: &Plan, wave: &[Slab], done: impl Iterator<Item = usize>) {
@@ -64,16 +66,16 @@ impl Status {
         self.elapsed = self.start.elapsed();
     }
 
-    /// Source bytes per second in this run.
+    /// Source bytes per second since calibration was done; none while nothing is.
     #[must_use]
-    pub fn bytes_per_second(&self) -> f64 {
-        self.bytes_done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        (self.bytes_done > 0).then(|| self.bytes_done as f64 / self.writing.elapsed().as_secs_f64().max(1e-9))
     }
 
     /// The time left at this rate.
     #[must_use]
-    pub fn remaining(&self) -> Duration {
-        let rate = self.bytes_per_second().max(1.0);
-        Duration::from_secs_f64((self.bytes.saturating_sub(self.bytes_done)) as f64 / rate)
+    pub fn remaining(&self) -> Option<Duration> {
+        let rate = self.bytes_per_second()?.max(1.0);
+        Some(Duration::from_secs_f64((self.bytes.saturating_sub(self.bytes_done)) as f64 / rate))
     }
 }

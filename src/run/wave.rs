@@ -185,8 +185,12 @@ fn begin<'a>(context: &Context<'a>, unit: &Unit) -> Result<UnitState<'a>> {
     let work = match &unit.action {
         Action::Copy | Action::Same => Work::Copy,
         Action::Rows(_) => Work::Rows { rows: context.source.rows(&unit.name, false)? },
-        Action::Decode => Work::Decode { rows: context.source.rows(&unit.name, false)? },
-        Action::Transform => Work::Decode { rows: transformed(context, unit)? },
+        Action::Decode | Action::Cast => {
+            Work::Decode { rows: context.layout.stored_rows(&unit.name, context.source.rows(&unit.name, false)?) }
+        }
+        Action::Transform => {
+            Work::Decode { rows: context.layout.stored_rows(&unit.name, transformed(context, unit)?) }
+        }
         Action::Merge(how) => Work::Merge(merge::Sources::open(context, unit, how)?),
         Action::Encode(encode) => {
             let rows = context.source.rows(&unit.name, encode.matrix.transposed)?;
@@ -358,7 +362,7 @@ fn perform(context: &Context<'_>, wave: &[Slab], open: &BTreeMap<usize, UnitStat
             }
             Work::Rows { rows: source } => changed_rows(context, unit, source.as_ref(), *first_row, *rows)
                 .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
-            Work::Decode { rows: source } => decode_stripe(unit, source.as_ref(), *first_row, *rows)
+            Work::Decode { rows: source } => decode_stripe(context, unit, source.as_ref(), *first_row, *rows)
                 .map(|stripe| Done::Stripes { slab: *slab, stripes: vec![stripe] }),
             Work::Copy => unreachable!("copies have chunks"),
         },
@@ -496,10 +500,19 @@ fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange>
     Ok(found.ok_or_else(|| RunError::Defect { tensor: unit.name.clone(), message: message() })?)
 }
 
-fn decode_stripe(unit: &Unit, source: &dyn RowSource, first_row: usize, rows: usize) -> Result<Stripe> {
+fn decode_stripe(
+    context: &Context<'_>,
+    unit: &Unit,
+    source: &dyn RowSource,
+    first_row: usize,
+    rows: usize,
+) -> Result<Stripe> {
     let columns = source.columns();
     let mut values = vec![0.0; rows * columns];
     source.read_rows(first_row, &mut values).map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
+    if matches!(unit.action, Action::Cast) && values.iter().any(|value| !value.is_finite()) {
+        refuse_or_keep(context, unit)?;
+    }
     let dtype = unit.outputs[0].spec.dtype;
     let mut bytes = Vec::new();
     encode_from_f32(dtype, &values, &mut bytes);
@@ -577,7 +590,7 @@ fn write_pieces(context: &Context<'_>, unit: &Unit, state: &mut UnitState<'_>, p
         let output = &unit.outputs[piece.tensor];
         let before = state.written[piece.tensor];
         state.written[piece.tensor] = before + piece.bytes.len() as u64;
-        if context.layout.interleaves() && matches!(unit.action, Action::Encode(_)) {
+        if matches!(&unit.action, Action::Encode(encode) if context.layout.interleaves(&encode.matrix)) {
             if state.buffers.is_empty() {
                 state.buffers = unit.outputs.iter().map(|output| vec![0; output.spec.bytes() as usize]).collect();
             }

@@ -9,7 +9,7 @@ use std::{
 use super::Finding;
 use crate::{
     checkpoint::Checkpoint,
-    layout::{BaseTensors, LayoutName, LogicalCheckpoint, MatrixSpec, Refusal, layout as layout_of},
+    layout::{BaseTensors, GGUF_CONSTANT, LayoutName, LogicalCheckpoint, MatrixSpec, Refusal, layout as layout_of},
     manifest::{ContentHash, FILE_NAME, Manifest, OutputTensor, RUN_LOG_NAME},
 };
 
@@ -40,7 +40,7 @@ pub(super) fn files(folder: &Path, manifest: &Manifest) -> Vec<Finding> {
     }
     let listed: BTreeSet<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
     for name in present_files(folder) {
-        let known = [FILE_NAME, RUN_LOG_NAME].contains(&name.as_str()) || name.ends_with(".safetensors");
+        let known = [FILE_NAME, RUN_LOG_NAME].contains(&name.as_str()) || is_weights(&name);
         if known || name.starts_with('.') || listed.contains(name.as_str()) {
             continue;
         }
@@ -61,18 +61,23 @@ fn present_files(folder: &Path) -> BTreeSet<String> {
     files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Whether a file of this name holds weights that loaders may read.
+fn is_weights(name: &str) -> bool {
+    [".safetensors", ".gguf"].iter().any(|extension| name.ends_with(extension))
+}
+
 /// Every weight file of the folder is one that loaders read.
 pub(super) fn weight_files(folder: &Path, checkpoint: &Checkpoint) -> Vec<Finding> {
     let used: BTreeSet<_> = checkpoint.files().iter().filter_map(|file| file.path.file_name()).collect();
     let mut findings = Vec::new();
-    for name in present_files(folder).iter().filter(|name| name.ends_with(".safetensors")) {
+    for name in present_files(folder).iter().filter(|name| is_weights(name)) {
         if !used.contains(std::ffi::OsStr::new(name)) {
             findings.push(Finding::new("file-unlisted", name, "holds no tensor of the artifact".into()));
         }
     }
     for file in checkpoint.files() {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-        if file.metadata.get("format").map(String::as_str) != Some("pt") {
+        if checkpoint.gguf().is_none() && file.metadata.get("format").map(String::as_str) != Some("pt") {
             findings.push(Finding::new("header", &name, "lacks `\"format\": \"pt\"` in its header's metadata".into()));
         }
     }
@@ -100,7 +105,8 @@ pub(super) fn parts(manifest: &Manifest, checkpoint: &Checkpoint) -> Vec<Finding
             findings.push(finding.with(found, format!("{:?} {:?}", part.dtype, part.shape)));
         }
     }
-    let unlisted = checkpoint.tensors().filter(|entry| !listed.contains(entry.name.as_str()));
+    let constant = |name: &str| checkpoint.gguf().is_some() && name == GGUF_CONSTANT;
+    let unlisted = checkpoint.tensors().filter(|entry| !listed.contains(entry.name.as_str()) && !constant(&entry.name));
     findings
         .extend(unlisted.map(|entry| Finding::new("tensor-unlisted", &entry.name, "is not in the manifest".into())));
     findings
@@ -230,12 +236,15 @@ fn plain(manifest: &Manifest, tensor: &OutputTensor) -> Option<Finding> {
         let message = format!("has no codes but {} parts", tensor.parts.len());
         return Some(Finding::new("layout", &tensor.name, message));
     };
-    if part.name != tensor.name || part.shape != tensor.shape {
+    let layout = layout_of(manifest.layout);
+    let name = layout.plain(&tensor.name, part.dtype, &tensor.shape).map_or_else(|_| tensor.name.clone(), |spec| spec.name);
+    if part.name != name || part.shape != tensor.shape {
         return Some(Finding::new("layout", &tensor.name, "is stored under another name or shape".into()));
     }
     let [source] = tensor.source.as_slice() else { return None };
     let input = manifest.inputs.iter().find(|input| input.name == *source)?;
-    let copied = tensor.passes.is_empty() && input.dtype == part.dtype && input.shape == part.shape;
+    let kept = layout.keeps_sources_bytes(&tensor.name);
+    let copied = kept && tensor.passes.is_empty() && input.dtype == part.dtype && input.shape == part.shape;
     if copied && input.hash != part.hash {
         let finding = Finding::new("copy", &tensor.name, "no pass took it, but it is not its source".into());
         return Some(finding.with(part.hash.to_string(), input.hash.to_string()));

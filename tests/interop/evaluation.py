@@ -154,8 +154,8 @@ def main() -> int:
 
     fixtures = ROOT / "fixtures"
     # Of the others no runtime has a forward pass, and their weights are compared by run.py; or they bring a modelling file,
-    # which remote_lowrank.py and remote_taylor.py evaluate.
-    own = ('layout = "bantam"', 'layout = "vptq"', 'layout = "remote-code"')
+    # which remote_lowrank.py and remote_taylor.py evaluate; or they are GGUF files, which gguf_readers.py loads.
+    own = ('layout = "bantam"', 'layout = "vptq"', 'layout = "remote-code"', 'layout = "gguf"')
     recipes = [path for path in sorted((fixtures / "calibrated").glob("*.toml"))
                if not any(layout in path.read_text(encoding="utf-8") for layout in own)]
     recipes += [fixtures / "recipes" / f"{name}.toml" for name in ("w8a8", "fp8-channel", "fp8-tensor")]

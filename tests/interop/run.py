@@ -102,8 +102,9 @@ def main() -> int:
 
     recipes = [path for folder in ("recipes", "calibrated")
                for path in sorted((ROOT / "fixtures" / folder).glob("*.toml")) if fnmatch.fnmatch(path.stem, arguments.only)]
-    # Artifacts with a modelling file are loaded by remote_lowrank.py and remote_taylor.py.
-    recipes = [path for path in recipes if 'layout = "remote-code"' not in path.read_text(encoding="utf-8")]
+    # Artifacts with a modelling file are loaded by remote_lowrank.py and remote_taylor.py, GGUF files by gguf_readers.py.
+    elsewhere = ('layout = "remote-code"', 'layout = "gguf"')
+    recipes = [path for path in recipes if not any(layout in path.read_text(encoding="utf-8") for layout in elsewhere)]
     if not recipes:
         parser.error(f"no recipe matches {arguments.only}")
     pythons = {"compressed-tensors": arguments.compressed_tensors, "gptqmodel": arguments.gptqmodel,

@@ -118,7 +118,7 @@ impl Task<'_> {
             Element::Fp8E4M3 => (1.0, 0.0),
             Element::Fp4E2M1 => (2.0, 0.0),
         };
-        let whole_zero = levels.zero != ZeroPoint::Float;
+        let whole_zero = !levels.zero.is_float();
         let kernel = Kernel::new("gptq_sweep", SOURCE, "gptq_sweep")
             .with("ELEMENT", element)
             .with("WHOLE_ZERO", f64::from(u8::from(whole_zero)));

@@ -59,7 +59,7 @@ impl Coding {
         };
         let zero = match (self.element, self.zero) {
             (Element::Integer { .. }, ZeroPoint::Integer) => 1.0,
-            (Element::Integer { .. }, ZeroPoint::Float) => 2.0,
+            (Element::Integer { .. }, ZeroPoint::Float | ZeroPoint::Minimum) => 2.0,
             _ => 0.0,
         };
         kernel.with("ELEMENT", element).with("ZERO", zero)

@@ -193,7 +193,7 @@ fn find_matrix(
             expect_shape(&entry, &shape(row_bytes), "the rows of zero points, each padded to bytes")?;
             Zeros::Stream { entry, bits, row_bytes }
         }
-        ZeroPoint::Float => {
+        ZeroPoint::Float | ZeroPoint::Minimum => {
             let entry = parts.required(&format!("{name}.zeros"))?;
             expect_type(&entry, &scale_type, "the codec's scale type")?;
             expect_shape(&entry, &shape(groups), "a zero point for each group")?;

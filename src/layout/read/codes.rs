@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::super::{
     awq::ORDER,
+    gguf::blocks,
     streams::{transpose, unpack_rows},
 };
-use crate::checkpoint::{Checkpoint, TensorEntry};
+use crate::checkpoint::{Checkpoint, GgmlType, TensorEntry};
 
 /// Codes of a matrix in a checkpoint.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub(super) enum Codes {
     AlongInput { entry: TensorEntry, bits: u8, rows: usize },
     /// Words `[columns, rows / 8]` with AWQ's order of nibbles.
     AwqWords { entry: TensorEntry, rows: usize },
+    /// ggml's blocks, codes and scales together.
+    Blocks { entry: TensorEntry, kind: GgmlType },
     /// Two kept bytes of each four, and a bit mask that tells which; the others are zero before `flip`.
     Sparse24 { values: TensorEntry, mask: TensorEntry, flip: u8 },
 }
@@ -65,6 +68,9 @@ impl Codes {
             Self::AwqWords { entry, rows: all_rows } => {
                 awq_values(checkpoint.bytes(entry), *all_rows, columns, first_row, rows)
             }
+            Self::Blocks { entry, kind } => {
+                blocks::codes(*kind, slice(checkpoint, entry, first_row, rows, blocks::row_bytes(*kind, columns)))
+            }
             Self::Sparse24 { values, mask, flip } => {
                 let mut codes = vec![*flip; rows * columns];
                 let kept = slice(checkpoint, values, first_row, rows, columns / 2);
@@ -92,6 +98,7 @@ impl Codes {
         match self {
             Self::Stream { entry, row_bytes, .. } => whole(entry, *row_bytes),
             Self::Fields { entry, row_words, .. } => whole(entry, row_words * 4),
+            Self::Blocks { entry, .. } => whole(entry, entry.shape[1]),
             Self::Sparse24 { values, mask, .. } => {
                 whole(values, values.shape[1]);
                 whole(mask, mask.shape[1]);

@@ -8,6 +8,7 @@ mod compressed_tensors;
 mod config;
 mod delta;
 mod expanded;
+mod gguf;
 mod gptq;
 mod inputs;
 mod masks;
@@ -21,7 +22,10 @@ mod whole;
 
 use std::{collections::BTreeMap, sync::atomic::AtomicUsize};
 
-use super::LayoutError;
+use super::{
+    LayoutError,
+    gguf::rows::{HeadOrder, Reordered},
+};
 use crate::{
     checkpoint::{Checkpoint, Dtype, TensorEntry, is_float},
     codec::{
@@ -52,7 +56,7 @@ pub struct LogicalTensor {
     /// (see [`LogicalTensor::is_plain`]).
     pub codec: Option<Coding>,
     /// The stored form: `plain`, `compressed-tensors`, `gptq`, `gptq-act-order`, `awq`, `fp8-block-inverse`,
-    /// `mxfp4-blocks`, `sparse-24-bitmask`, `vptq`, `bantam`; beside a base `delta`, `same`, `rows`.
+    /// `mxfp4-blocks`, `sparse-24-bitmask`, `vptq`, `bantam`, `gguf`; beside a base `delta`, `same`, `rows`.
     pub format: &'static str,
     /// The stored tensors it is made of (for a plain tensor its own name).
     pub parts: Vec<String>,
@@ -107,6 +111,11 @@ enum Stored {
     Same,
     /// The base's but for some rows.
     Rows(ChangedRows),
+    /// As one of the others, but with rows in another order.
+    Reordered {
+        stored: Box<Stored>,
+        order: HeadOrder,
+    },
     /// As it is, but for signs of units that the terms of a down-projection tell.
     Signed {
         /// The down-projection.
@@ -176,9 +185,18 @@ impl Found {
             | Stored::Difference { .. }
             | Stored::Same
             | Stored::Rows(_)
+            | Stored::Reordered { .. }
             | Stored::Signed { .. } => {}
         }
         self
+    }
+
+    /// The same tensor with its rows in another order.
+    fn reordered(mut self, order: HeadOrder) -> Self {
+        if self.logical.is_plain() {
+            self.logical.format = "gguf";
+        }
+        Self { logical: self.logical, stored: Stored::Reordered { stored: Box::new(self.stored), order } }
     }
 
     /// The same matrix as a stack, or turned, with the dense tensor's shape.
@@ -232,7 +250,9 @@ impl LogicalCheckpoint {
                 }
             }
         }
-        let plain = checkpoint.tensors().filter(|entry| !owners.contains_key(entry.name.as_str())).map(|entry| Found {
+        let constant = |entry: &&TensorEntry| checkpoint.gguf().is_some() && entry.name == super::GGUF_CONSTANT;
+        let unowned = checkpoint.tensors().filter(|entry| !owners.contains_key(entry.name.as_str()) && !constant(entry));
+        let plain = unowned.map(|entry| Found {
             logical: LogicalTensor {
                 name: entry.name.clone(),
                 shape: entry.shape.clone(),
@@ -285,11 +305,25 @@ impl LogicalCheckpoint {
     /// # Errors
     /// [`LayoutError`] when there is no such tensor or it has no float values.
     pub fn rows(&self, name: &str, transposed: bool) -> Result<Box<dyn RowSource + '_>, LayoutError> {
-        let Some(index) = self.index(name) else {
+        self.rows_of(name, self.index(name).map(|index| &self.stored[index]), transposed)
+    }
+
+    /// Rows of a tensor that is stored so.
+    fn rows_of<'a>(
+        &'a self,
+        name: &str,
+        stored: Option<&'a Stored>,
+        transposed: bool,
+    ) -> Result<Box<dyn RowSource + 'a>, LayoutError> {
+        let (Some(index), Some(stored)) = (self.index(name), stored) else {
             let missing = || LayoutError::NoSuchTensor { name: name.to_owned() };
             return self.plain_rows(&self.part_beside(name).ok_or_else(missing)?, transposed);
         };
-        let (source, stack, stored_transposed): (Box<dyn RowSource + '_>, usize, bool) = match &self.stored[index] {
+        let (source, stack, stored_transposed): (Box<dyn RowSource + 'a>, usize, bool) = match stored {
+            Stored::Reordered { stored, order } => {
+                let rows = self.rows_of(name, Some(stored), false)?;
+                (Box::new(Reordered::from_file(rows, *order)), 1, false)
+            }
             Stored::Plain => return self.plain_rows(&self.tensors[index], transposed),
             Stored::Same => return self.same_rows(name, transposed),
             Stored::Signed { down } => return self.signed_rows(&self.tensors[index], down, transposed),
@@ -333,7 +367,15 @@ impl LogicalCheckpoint {
             let name = name.to_owned();
             return Err(LayoutError::RowsOutside { name, rows: matrix.rows, first: first_row, end });
         }
-        Ok(matrix.coded_rows(&self.checkpoint, first_row, rows))
+        let Some(order) = self.order(name) else { return Ok(matrix.coded_rows(&self.checkpoint, first_row, rows)) };
+        let mut coded = CodedRows { first_row, rows, columns: matrix.columns, ..CodedRows::default() };
+        for row in first_row..end {
+            let row = matrix.coded_rows(&self.checkpoint, order.stored(row), 1);
+            coded.codes.extend(row.codes);
+            coded.scales.extend(row.scales);
+            coded.zeros.extend(row.zeros);
+        }
+        Ok(coded)
     }
 
     /// What is known once per matrix of a coded matrix.
@@ -373,9 +415,21 @@ impl LogicalCheckpoint {
         self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()
     }
 
+    /// The order of a tensor's rows, where it is not the model's.
+    fn order(&self, name: &str) -> Option<HeadOrder> {
+        match self.stored[self.index(name)?] {
+            Stored::Reordered { order, .. } => Some(order),
+            _ => None,
+        }
+    }
+
     fn coded_matrix(&self, name: &str) -> Result<&CodedMatrix, LayoutError> {
         let index = self.index(name).ok_or_else(|| LayoutError::NoSuchTensor { name: name.to_owned() })?;
-        match &self.stored[index] {
+        let stored = match &self.stored[index] {
+            Stored::Reordered { stored, .. } => stored,
+            stored => stored,
+        };
+        match stored {
             Stored::Coded { matrix, .. } if matrix.group_of_column.is_none() => Ok(matrix),
             _ => Err(LayoutError::NoCodes { name: name.to_owned(), format: self.tensors[index].format }),
         }
@@ -386,7 +440,7 @@ impl LogicalCheckpoint {
             return Err(LayoutError::NotFloat { name: tensor.name.clone(), dtype: tensor.dtype });
         }
         let no_tensor = || LayoutError::NoSuchTensor { name: tensor.name.clone() };
-        let entry: &TensorEntry = self.checkpoint.tensor(&tensor.name).ok_or_else(no_tensor)?;
+        let entry: &TensorEntry = tensor.parts.first().and_then(|part| self.checkpoint.tensor(part)).ok_or_else(no_tensor)?;
         let bytes = self.checkpoint.bytes(entry);
         let (stack, last) = entry.shape.split_at(entry.shape.len().saturating_sub(1));
         let (rows, columns) = (stack.iter().product(), last.first().copied().unwrap_or(1));
@@ -405,6 +459,9 @@ impl LogicalCheckpoint {
 
 /// Every coded matrix of the checkpoint.
 fn find(checkpoint: &Checkpoint, config: &QuantizationConfig) -> Result<Vec<Found>, LayoutError> {
+    if let Some(file) = checkpoint.gguf() {
+        return gguf::find(checkpoint, file, config);
+    }
     match config.method {
         Method::Bantam => return bantam::find(checkpoint, config),
         Method::Vptq => return vptq::find(checkpoint, config),

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::{
+    super::gguf::blocks,
     super::streams::{decode_scales, transpose, unpack_rows},
     codes::{awq_values, slice},
 };
-use crate::checkpoint::{Checkpoint, TensorEntry, bits_of};
+use crate::checkpoint::{Checkpoint, GgmlType, TensorEntry, bits_of};
 
 /// Scales, one per group.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub(super) enum Scales {
     Rows { entry: TensorEntry },
     /// `[groups, rows]`.
     Turned { entry: TensorEntry },
+    /// In ggml's blocks.
+    Blocks { entry: TensorEntry, kind: GgmlType },
 }
 
 /// Zero points, one per group.
@@ -26,6 +29,8 @@ pub(super) enum Zeros {
     None,
     /// Floats `[scale rows, groups]`.
     Float { entry: TensorEntry },
+    /// Minima in ggml's blocks.
+    Minima { entry: TensorEntry },
     /// Bytes `[scale rows, groups]`, signed: −128 stands for 0 of 8 bits.
     Signed { entry: TensorEntry, bits: u8 },
     /// Rows of bit streams `[scale rows, row_bytes]`.
@@ -46,6 +51,10 @@ impl Scales {
             Self::Rows { entry } => {
                 let width = groups * bits_of(entry.dtype) / 8;
                 decode_scales(entry.dtype, slice(checkpoint, entry, scale_rows.start, scale_rows.len(), width))
+            }
+            Self::Blocks { entry, kind } => {
+                let width = groups * kind.block_bytes();
+                blocks::scales(*kind, slice(checkpoint, entry, scale_rows.start, scale_rows.len(), width))
             }
             Self::Turned { entry } => {
                 let (rows, width) = (entry.shape[1], bits_of(entry.dtype) / 8);
@@ -70,6 +79,10 @@ impl Zeros {
             Self::Float { entry } => {
                 let width = groups * bits_of(entry.dtype) / 8;
                 decode_scales(entry.dtype, slice(checkpoint, entry, first, count, width))
+            }
+            Self::Minima { entry } => {
+                let width = groups * GgmlType::Q4_1.block_bytes();
+                blocks::minima(slice(checkpoint, entry, first, count, width))
             }
             Self::Signed { entry, bits } => {
                 let signed = slice(checkpoint, entry, first, count, groups).iter();

@@ -52,6 +52,7 @@ fn every_fixture_asks_its_layout_for_something_it_can_hold() {
                 seed: 0,
                 minimum_zero_point: 0,
                 float_zero_allowed: recipe.artifact.layout == LayoutName::Bantam,
+                minima: crate::layout::layout(recipe.artifact.layout).minima(),
             };
             let choice = settings.codec(&matrix).unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
             let spec = MatrixSpec {

@@ -109,6 +109,6 @@ fn bits(recipe: &Recipe, model: &ModelMap, name: &str) -> Option<u8> {
     let settings = assignments.iter().find(|assignment| assignment.tensor == name)?.settings.number()?;
     match settings.number {
         rtn::Number::Integer { bits } => Some(bits),
-        rtn::Number::Float { .. } => None,
+        rtn::Number::Float { .. } | rtn::Number::KQuant { .. } => None,
     }
 }

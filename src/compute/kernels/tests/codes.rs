@@ -52,7 +52,7 @@ impl Case {
                 (Element::Integer { bits }, ZeroPoint::Integer) => {
                     integer::quantize_asymmetric_row(values, scales, zeros, width, bits, codes);
                 }
-                (Element::Integer { bits }, ZeroPoint::Float) => {
+                (Element::Integer { bits }, ZeroPoint::Float | ZeroPoint::Minimum) => {
                     integer::quantize_float_zero_row(values, scales, zeros, width, bits, codes);
                 }
                 (Element::Fp8E4M3, _) => float8::quantize_fp8_row(values, scales, width, codes),
