@@ -28,7 +28,7 @@ const INFO: PassInfo = PassInfo {
     default_select: &["linear"],
     default_skip: &["head"],
     parse: |settings| match settings.get("group_size").map_or(Some(128), toml::Value::as_integer) {
-        Some(size @ 1..=65536) => Ok(custom::Settings::new(PowerOfTwo { group_size: size as usize })),
+        Some(size @ 1..=65536) => Ok(custom::settings(PowerOfTwo { group_size: size as usize })),
         _ => Err(SettingError::new("group_size", "expected a whole number from 1 to 65536")),
     },
 };
@@ -82,7 +82,7 @@ fn code(weight: f32, scale: f32) -> f32 {
     (weight / scale).round_ties_even().clamp(-8.0, 7.0) + 8.0
 }
 
-pub fn compress(recipe: &Path, overrides: &Overrides, threads: usize) -> bantam::Result<Outcome> {
+pub(crate) fn compress(recipe: &Path, overrides: &Overrides, threads: usize) -> bantam::Result<Outcome> {
     let recipe = Recipe::read_with_passes(recipe, overrides, &[INFO])?;
     let source = LogicalCheckpoint::open(Checkpoint::open(&recipe.model)?)?;
     let inputs = Inputs { recipe: &recipe, source: &source, model: &ModelMap::of(&source) };

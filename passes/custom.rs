@@ -29,6 +29,11 @@ pub trait Encoding: std::fmt::Debug + Send + Sync {
 #[derive(Debug, Clone)]
 pub struct Settings(Arc<dyn Encoding>);
 
+/// Settings as [`super::PassInfo::parse`] gives them.
+pub fn settings(encoding: impl Encoding + 'static) -> super::Settings {
+    super::Settings::Custom(Settings(Arc::new(encoding)))
+}
+
 impl PartialEq for Settings {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0) || self.values() == other.values()
@@ -36,11 +41,6 @@ impl PartialEq for Settings {
 }
 
 impl Settings {
-    /// Settings as [`super::PassInfo::parse`] gives them.
-    pub fn new(encoding: impl Encoding + 'static) -> super::Settings {
-        super::Settings::Custom(Self(Arc::new(encoding)))
-    }
-
     /// As they stand in the manifest.
     #[must_use]
     pub fn values(&self) -> serde_json::Map<String, serde_json::Value> {

@@ -97,7 +97,8 @@ fn pages_are_taken_apart() {
         shown: shown.iter().map(|&line| line.to_owned()).collect(),
     };
     let file = Step::File { name: "r.toml".to_owned(), text: "# r.toml\nschema = 1".to_owned() };
-    let one = Section { title: "One".to_owned(), steps: vec![file, command("a b", &["out", "…"]), command("c", &[])] };
+    let one =
+        Section { title: "One".to_owned(), steps: vec![file, command("a b", &["out", "…"]), command("c", &[])] };
     assert_eq!(sections(text), [one]);
 }
 

@@ -509,7 +509,8 @@ fn check_settings(reader: &mut Reader<'_>, rule: &PassRule) {
     match &base {
         Err(error) => reader.report(rule::setting_problem(reader.source, rule, &[], error)),
         Ok(Settings::Custom(_)) if rule.kind == Kind::Transform => {
-            let message = format!("`{}` is registered as a transform, and only encodings can come from outside", rule.pass);
+            let message =
+                format!("`{}` is registered as a transform, and only encodings can come from outside", rule.pass);
             reader.report(Problem::at(&rule.use_span, message));
         }
         Ok(_) => {}

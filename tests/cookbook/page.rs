@@ -37,7 +37,8 @@ pub fn sections(page: &str) -> Vec<Section> {
         match kind {
             "toml" => {
                 let name = block.first().and_then(|first| first.strip_prefix("# "));
-                let name = name.filter(|name| name.ends_with(".toml") && !name.contains(' '));
+                let name = name.filter(|name| Path::new(name).extension().is_some_and(|end| end == "toml"));
+                let name = name.filter(|name| !name.contains([' ', '/']));
                 let name = name.unwrap_or_else(|| panic!("a file without a name in {:?}", section.title)).to_owned();
                 section.steps.push(Step::File { name, text: block.join("\n") });
             }
