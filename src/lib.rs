@@ -50,6 +50,8 @@ pub mod verify;
 
 pub mod audit;
 
+pub mod report;
+
 pub mod cli;
 
 pub use error::{Error, ExitCode, Result};

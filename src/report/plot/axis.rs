@@ -1,0 +1,101 @@
+//! Axes: what they reach over, and where their marks stand.
+
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
+
+/// A linear axis with marks of our own choice.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Axis {
+    low: f64,
+    high: f64,
+    ticks: Vec<f64>,
+}
+
+impl Axis {
+    /// From `low` to `high`, which is more, with marks at these places.
+    pub(super) fn new(low: f64, high: f64, ticks: Vec<f64>) -> Self {
+        Self { low, high, ticks }
+    }
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let share = (value - self.low) / (self.high - self.low);
+        (f64::from(limit.0) + share * f64::from(limit.1 - limit.0)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        if hint.weight().allow_light_points() { Vec::new() } else { self.ticks.clone() }
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.low..self.high
+    }
+}
+
+/// Multiples of 1, 2 or 5 times a power of ten between two ends, about so many.
+pub(super) fn ticks(low: f64, high: f64, about: usize) -> Vec<f64> {
+    let step = step((high - low) / about.max(1) as f64);
+    if !step.is_finite() || step <= 0.0 {
+        return vec![low];
+    }
+    let (first, last) = ((low / step - 1e-9).ceil() as i64, (high / step + 1e-9).floor() as i64);
+    (first..=last).map(|multiple| multiple as f64 * step).collect()
+}
+
+/// Marks for whole numbers from 0.
+pub(super) fn whole_ticks(count: usize, about: usize) -> Vec<f64> {
+    let step = step(count as f64 / about.max(1) as f64).max(1.0) as usize;
+    (0..count).step_by(step).map(|tick| tick as f64).collect()
+}
+
+fn step(raw: f64) -> f64 {
+    let power = 10_f64.powf(raw.log10().floor());
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * power >= raw * (1.0 - 1e-9));
+    factor.unwrap_or(10.0) * power
+}
+
+/// 1, 2 and 5 times powers of ten between two positive ends, for an axis of logarithms.
+pub(super) fn decade_ticks(low: f64, high: f64) -> Vec<f64> {
+    let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
+    let all = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|factor| factor * 10_f64.powi(power)));
+    let inside: Vec<f64> = all.filter(|tick| (low..=high).contains(tick)).collect();
+    if inside.len() <= 8 { inside } else { inside.into_iter().filter(|tick| tick.log10().fract().abs() < 1e-9).collect() }
+}
+
+/// Widens a range that is too narrow to show differences by, then by a margin on both sides.
+pub(super) fn widened(low: f64, high: f64, narrowest: f64) -> (f64, f64) {
+    let centre = f64::midpoint(low, high);
+    let half = ((high - low) / 2.0).max(narrowest / 2.0) * 1.08;
+    (centre - half, centre + half)
+}
+
+/// Smallest and largest of some numbers; none of no numbers.
+pub(super) fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |ends, value| match ends {
+        None => Some((value, value)),
+        Some((low, high)) => Some((f64::min(low, value), f64::max(high, value))),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{decade_ticks, ticks, whole_ticks, widened};
+
+    #[test]
+    fn marks_are_round_and_inside() {
+        assert_eq!(ticks(0.0, 10.0, 5), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(ticks(18.1, 19.7, 4), [18.5, 19.0, 19.5]);
+        assert_eq!(ticks(-0.16, 0.17, 4), [-0.1, 0.0, 0.1]);
+        assert_eq!(ticks(3.0, 3.0, 4), [3.0]);
+        assert_eq!(whole_ticks(4, 8), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(whole_ticks(80, 8), [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0]);
+        assert_eq!(decade_ticks(0.004, 0.6), [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]);
+        assert_eq!(decade_ticks(1e-5, 1.0).len(), 6);
+        assert_eq!(widened(4.0, 4.0, 1.0), (3.46, 4.54));
+    }
+}
