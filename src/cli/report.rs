@@ -7,8 +7,8 @@ use crate::{
     ExitCode,
     layout::LogicalCheckpoint,
     report::{
-        CARD_NAME, CardFacts, Chosen, Evaluation, Histograms, Opened, Report, ReportError, Sides, card, default_choice, html,
-        markdown, replace, write_card,
+        CARD_NAME, CardFacts, Chosen, Evaluation, Histograms, Opened, Report, ReportError, Sides, card, default_choice,
+        html, markdown, replace, write_card,
     },
 };
 

@@ -187,8 +187,11 @@ fn name_of(path: &Path) -> Option<String> {
 impl Artifact {
     fn new(name: String, model: Option<String>, manifest: &Manifest, map: &ModelMap) -> Self {
         let totals = manifest.totals.clone();
-        let places: BTreeMap<&str, (Role, Option<usize>)> =
-            map.tensors.iter().map(|tensor| (tensor.name.as_str(), (of_all_experts(&tensor.role), tensor.block))).collect();
+        let places: BTreeMap<&str, (Role, Option<usize>)> = map
+            .tensors
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), (of_all_experts(&tensor.role), tensor.block)))
+            .collect();
         let place = |tensor: &OutputTensor| places.get(tensor.name.as_str()).cloned().unwrap_or((Role::Other, None));
         let mean = mean_relative_error(manifest.tensors.iter());
         let tensors = manifest.tensors.iter().map(|tensor| {

@@ -59,7 +59,8 @@ fn front_matter(text: &str) -> Vec<(String, String)> {
     let value = |line: &str| {
         let (key, value) = line.split_once(':')?;
         let value = value.trim().trim_matches(|character| character == '"' || character == '\'');
-        let plain = !value.is_empty() && value.len() <= LONGEST_VALUE && !value.starts_with(['[', '{', '|', '>', '&', '*']);
+        let plain =
+            !value.is_empty() && value.len() <= LONGEST_VALUE && !value.starts_with(['[', '{', '|', '>', '&', '*']);
         (TAKEN_OVER.contains(&key) && plain).then(|| (key.to_owned(), value.to_owned()))
     };
     lines.take_while(|line| line.trim_end() != "---").filter_map(value).collect()

@@ -112,8 +112,8 @@ fn subtitle(report: &Report) -> String {
 fn tiles(report: &Report) -> Vec<Tile> {
     type Shown = fn(&Artifact) -> Option<String>;
     let all: [(&'static str, Shown); 6] = [
-        ("size before", |a| Some(text::bytes(a.totals.source_bytes))),
-        ("size after", |a| Some(text::bytes(a.totals.artifact_bytes))),
+        ("all tensors before", |a| Some(text::bytes(a.totals.source_bytes))),
+        ("all tensors after", |a| Some(text::bytes(a.totals.artifact_bytes))),
         ("times smaller", |a| Some(format!("{:.2}", a.size_ratio?))),
         ("bits per weight, where compressed", |a| a.totals.bits_per_weight.map(text::bits)),
         ("mean relative error", |a| a.mean_relative_error.map(text::relative)),

@@ -94,7 +94,7 @@ pub(super) fn table_text(table: &Table) -> String {
     for row in &table.rows {
         let cell = |(cell, column): (&String, &tables::Column)| match column.kind {
             Kind::Name => code(cell),
-            Kind::Text | Kind::Number => escaped(cell),
+            Kind::Text | Kind::Prose | Kind::Number => escaped(cell),
         };
         line(row.iter().zip(&table.columns).map(cell).collect());
     }

@@ -13,8 +13,6 @@ mod html;
 mod markdown;
 mod plot;
 mod tables;
-#[cfg(test)]
-mod tests;
 mod text;
 
 pub use artifact::{Artifact, LayerError, Opened, RoleSize, TensorRow};

@@ -18,6 +18,8 @@ pub(super) enum Kind {
     Name,
     /// Words.
     Text,
+    /// Sentences, which may be broken into lines.
+    Prose,
     /// Figures, aligned right.
     Number,
 }
@@ -56,9 +58,11 @@ pub(super) fn summary(report: &Report) -> Table {
         row("architecture", &|a| format!("{}, {} layers", a.architecture, a.blocks)),
         row("weights", &|a| grouped(a.totals.weights)),
         row("layout", &|a| a.layout.as_str().to_owned()),
-        row("tensors", &|a| format!("{}, {} compressed", grouped(a.totals.tensors), grouped(a.totals.compressed_tensors))),
-        row("size before", &|a| text::bytes(a.totals.source_bytes)),
-        row("size after", &|a| text::bytes(a.totals.artifact_bytes)),
+        row("tensors", &|a| {
+            format!("{}, {} compressed", grouped(a.totals.tensors), grouped(a.totals.compressed_tensors))
+        }),
+        row("size of all tensors before", &|a| text::bytes(a.totals.source_bytes)),
+        row("size of all tensors after", &|a| text::bytes(a.totals.artifact_bytes)),
         row("ratio", &|a| or_none(a.size_ratio.map(|ratio| format!("{ratio:.2}")))),
         row("bits per weight, compressed tensors", &|a| or_none(a.totals.bits_per_weight.map(text::bits))),
         row("mean relative error", &|a| or_none(a.mean_relative_error.map(text::relative))),
@@ -192,8 +196,7 @@ pub(super) fn evaluations(report: &Report) -> Option<Table> {
     let all = &report.evaluations;
     let compared = all.iter().any(|row| row.hidden_relative_error.is_some() || row.mean_kl_divergence.is_some());
     let rows = all.iter().map(|row| {
-        let mut cells =
-            vec![row.name.clone(), text::with_error(row.perplexity, row.perplexity_standard_error, 4)];
+        let mut cells = vec![row.name.clone(), text::with_error(row.perplexity, row.perplexity_standard_error, 4)];
         if compared {
             let share = |value: Option<f64>| value.map_or_else(|| text::NONE.to_owned(), text::percent);
             cells.extend([
@@ -223,15 +226,10 @@ pub(super) fn fallbacks(artifact: &Artifact) -> Option<Table> {
         .fallbacks
         .iter()
         .map(|fallback| {
-            vec![
-                fallback.kind.clone(),
-                fallback.tensor.clone(),
-                grouped(fallback.count),
-                fallback.message.clone(),
-            ]
+            vec![fallback.kind.clone(), fallback.tensor.clone(), grouped(fallback.count), fallback.message.clone()]
         })
         .collect();
     let columns =
-        vec![("what", Kind::Name), ("tensor", Kind::Name), ("times", Kind::Number), ("in a sentence", Kind::Text)];
+        vec![("what", Kind::Name), ("tensor", Kind::Name), ("times", Kind::Number), ("in a sentence", Kind::Prose)];
     (!rows.is_empty()).then(|| Table::new("Fallbacks", columns, rows))
 }

@@ -5,8 +5,15 @@ use crate::cli::ByteSize;
 /// What stands where there is no figure.
 pub(super) const NONE: &str = "–";
 
-/// Three significant digits without zeros at the end.
+/// Three significant digits without zeros at the end, as marks of axes have them.
 pub(super) fn figure(value: f64) -> String {
+    let text = three_digits(value);
+    let plain = text.contains('.') && !text.contains('e');
+    if plain { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// Three significant digits.
+pub(super) fn three_digits(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }
@@ -18,13 +25,12 @@ pub(super) fn figure(value: f64) -> String {
         return format!("{value:.2e}");
     }
     let decimals = (2 - magnitude.log10().floor() as i32).max(0) as usize;
-    let text = format!("{value:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+    format!("{value:.decimals$}")
 }
 
-/// A share as percent: `11.3 %`.
+/// A share as percent: `11.0 %`.
 pub(super) fn percent(share: f64) -> String {
-    format!("{} %", figure(100.0 * share))
+    format!("{} %", three_digits(100.0 * share))
 }
 
 /// A relative error: as percent, or `exact`.
@@ -60,7 +66,10 @@ pub(super) fn with_error(value: Option<f64>, error: Option<f64>, decimals: usize
 /// A recipe as TOML; as JSON where TOML cannot hold it.
 pub(super) fn recipe(recipe: &serde_json::Value) -> String {
     let json = || serde_json::to_string_pretty(recipe).unwrap_or_default();
-    toml::Table::try_from(without_nulls(recipe)).ok().and_then(|table| toml::to_string(&table).ok()).unwrap_or_else(json)
+    toml::Table::try_from(without_nulls(recipe))
+        .ok()
+        .and_then(|table| toml::to_string(&table).ok())
+        .unwrap_or_else(json)
 }
 
 /// TOML has no null: what is null is left out.
@@ -97,7 +106,7 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(figure(value), text);
         }
-        assert_eq!((percent(0.1134).as_str(), relative(0.0).as_str()), ("11.3 %", "exact"));
+        assert_eq!((percent(0.1104).as_str(), relative(0.0).as_str()), ("11.0 %", "exact"));
         assert_eq!(decibels(0.1, Some(20.0)), "20.00 dB");
         assert_eq!(with_error(Some(8.9), Some(0.6), 2), "8.90 ± 0.60");
     }

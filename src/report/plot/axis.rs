@@ -59,12 +59,18 @@ fn step(raw: f64) -> f64 {
     factor.unwrap_or(10.0) * power
 }
 
-/// 1, 2 and 5 times powers of ten between two positive ends, for an axis of logarithms.
+/// Most marks of an axis of logarithms.
+const MOST_TICKS: usize = 8;
+
+/// Marks of an axis of logarithms between two positive ends: of three sets of round numbers the fullest that is not too full.
 pub(super) fn decade_ticks(low: f64, high: f64) -> Vec<f64> {
     let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
-    let all = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|factor| factor * 10_f64.powi(power)));
-    let inside: Vec<f64> = all.filter(|tick| (low..=high).contains(tick)).collect();
-    if inside.len() <= 8 { inside } else { inside.into_iter().filter(|tick| tick.log10().fract().abs() < 1e-9).collect() }
+    let inside = |factors: &[f64]| -> Vec<f64> {
+        let all = powers.clone().flat_map(|power| factors.iter().map(move |factor| factor * 10_f64.powi(power)));
+        all.filter(|tick| (low..=high).contains(tick)).collect()
+    };
+    let sets: [&[f64]; 2] = [&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0], &[1.0, 2.0, 5.0]];
+    sets.into_iter().map(inside).find(|ticks| ticks.len() <= MOST_TICKS).unwrap_or_else(|| inside(&[1.0]))
 }
 
 /// Widens a range that is too narrow to show differences by, then by a margin on both sides.
@@ -95,6 +101,7 @@ mod tests {
         assert_eq!(whole_ticks(4, 8), [0.0, 1.0, 2.0, 3.0]);
         assert_eq!(whole_ticks(80, 8), [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0]);
         assert_eq!(decade_ticks(0.004, 0.6), [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]);
+        assert_eq!(decade_ticks(0.09, 0.42), [0.1, 0.15, 0.2, 0.3, 0.4].map(|tick: f64| tick));
         assert_eq!(decade_ticks(1e-5, 1.0).len(), 6);
         assert_eq!(widened(4.0, 4.0, 1.0), (3.46, 4.54));
     }

@@ -18,8 +18,11 @@ use plotters::{
 
 use crate::report::ReportError;
 
-/// Width of every plot, in its own units.
+/// Width of a plot that is shown beside another one, in its own units.
 pub(super) const WIDTH: u32 = 840;
+
+/// Width of a plot that is shown beside two others.
+pub(super) const NARROW: u32 = 560;
 
 /// Height of a letter, in the same units; `plotters` writes it 1.24 times smaller.
 const FONT: f64 = 30.0;
@@ -111,19 +114,19 @@ pub(super) struct Label<'a> {
 /// Draws a plot. Every rectangle and circle gets one of `says`, in the order of drawing, which browsers show on hovering.
 pub(super) fn draw(
     label: &Label<'_>,
-    height: u32,
+    (width, height): (u32, u32),
     says: &[String],
     paint: impl FnOnce(&Area<'_>) -> Result<(), DrawError>,
 ) -> Result<String, ReportError> {
     let failed = |message: String| ReportError::Draw { plot: label.plot, message };
     let mut drawn = String::new();
     {
-        let area = SVGBackend::with_string(&mut drawn, (WIDTH, height)).into_drawing_area();
+        let area = SVGBackend::with_string(&mut drawn, (width, height)).into_drawing_area();
         paint(&area).and_then(|()| area.present()).map_err(|error| failed(error.to_string()))?;
     }
     let body = drawn.split_once(">\n").map(|(_, body)| body).ok_or_else(|| failed("nothing was drawn".to_owned()))?;
     let mut svg = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">\n<desc>{}</desc>\n",
+        "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">\n<desc>{}</desc>\n",
         HtmlEscape(label.title),
         HtmlEscape(label.description)
     );
@@ -172,8 +175,11 @@ mod tests {
     const LABEL: Label<'_> = Label { plot: "test", title: "a <b>", description: "says \"this\"" };
 
     fn one_mark(says: &[String]) -> Result<String, crate::report::ReportError> {
-        draw(&LABEL, 100, says, |area| -> Result<(), DrawError> {
-            area.draw(&Rectangle::new([(1, 2), (3, 4)], plotters::style::ShapeStyle::from(Ink::Heat(3).colour()).filled()))?;
+        draw(&LABEL, (840, 100), says, |area| -> Result<(), DrawError> {
+            area.draw(&Rectangle::new(
+                [(1, 2), (3, 4)],
+                plotters::style::ShapeStyle::from(Ink::Heat(3).colour()).filled(),
+            ))?;
             area.draw_text("</svg>", &letters(Ink::Text, HPos::Left, VPos::Top), (5, 6))
         })
     }

@@ -10,7 +10,7 @@ use plotters::{
 use super::{
     Entry, Plot,
     axis::{Axis, ends, ticks, whole_ticks, widened},
-    canvas::{Ink, Label, draw, letters},
+    canvas::{Ink, Label, WIDTH, draw, letters},
     legend,
 };
 use crate::report::{Artifact, Report, ReportError};
@@ -67,12 +67,12 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
         "Signal-to-noise ratio of {layers} layers in decibels, a line for each of {} roles; from {low:.1} to {high:.1}.",
         roles.len()
     );
-    let svg = draw(&Label { plot: "depth", title, description: &description }, HEIGHT, &says, |area| {
+    let svg = draw(&Label { plot: "depth", title, description: &description }, (WIDTH, HEIGHT), &says, |area| {
         let across = Axis::new(-0.5, layers as f64 - 0.5, whole_ticks(layers, 10));
         let mut chart = ChartBuilder::on(area)
             .margin_top(14)
             .margin_right(16)
-            .x_label_area_size(84)
+            .x_label_area_size(76)
             .y_label_area_size(104)
             .build_cartesian_2d(across, Axis::new(low, high, ticks(low, high, 6)))?;
         chart
@@ -88,7 +88,10 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
             .y_desc("dB")
             .draw()?;
         for line in &lines {
-            chart.draw_series(LineSeries::new(line.points.iter().copied(), line.ink.colour().stroke_width(4)))?;
+            chart.draw_series(LineSeries::new(
+                line.points.iter().copied(),
+                line.ink.colour().stroke_width(if marked { 4 } else { 3 }),
+            ))?;
         }
         for line in lines.iter().filter(|_| marked) {
             let fill = ShapeStyle::from(filled(line.ink).colour()).filled();
@@ -98,7 +101,11 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
     })?;
     let legend: Vec<Entry> = legend(roles, ["line", "dashed"], report);
     let exact = report.artifacts().flat_map(|artifact| &artifact.layers).filter(|error| error.snr_db.is_none()).count();
-    let note = if exact > 0 { format!("{exact} points that are exact or infinite have no place here.") } else { String::new() };
+    let note = if exact > 0 {
+        format!("{exact} points that are exact or infinite have no place here.")
+    } else {
+        String::new()
+    };
     Ok(Some(Plot { heading: title.to_owned(), svg, legend, note }))
 }
 

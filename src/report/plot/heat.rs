@@ -57,7 +57,7 @@ impl Steps {
 
     fn legend(&self) -> Vec<Entry> {
         let range = |(step, edges): (usize, &[f64])| {
-            let (low, high) = (text::figure(100.0 * edges[0]), text::percent(edges[1]));
+            let (low, high) = (text::three_digits(100.0 * edges[0]), text::percent(edges[1]));
             Entry::new(Ink::Heat(step), "patch", format!("{low} to {high}"))
         };
         self.edges.windows(2).enumerate().map(range).collect()
@@ -82,17 +82,21 @@ fn map(report: &Report, artifact: &Artifact, steps: &Steps) -> Result<Plot, Repo
     let edge = |layer: usize| left + (cell * layer as f64).round() as i32;
     let gap = if cell > 12.0 { 2 } else { 0 };
     let row_of = |role: &str| roles.iter().position(|other| other == role).unwrap_or(0) as i32;
-    let says: Vec<String> = artifact.layers.iter().map(|error| {
-        let decibels = text::decibels(error.relative_error, error.snr_db);
-        format!("{}, layer {}: {}, {decibels}", error.role, error.layer, text::relative(error.relative_error))
-    }).collect();
+    let says: Vec<String> = artifact
+        .layers
+        .iter()
+        .map(|error| {
+            let decibels = text::decibels(error.relative_error, error.snr_db);
+            format!("{}, layer {}: {}, {decibels}", error.role, error.layer, text::relative(error.relative_error))
+        })
+        .collect();
     let title = of_artifact("Relative error by layer", artifact, report);
     let description = format!(
         "Relative error of {} roles in {layers} layers; darker or brighter cells are further from the source.",
         roles.len()
     );
     let label = Label { plot: "heat map", title: &title, description: &description };
-    let svg = draw(&label, (bottom + 78) as u32, &says, |area| {
+    let svg = draw(&label, (WIDTH, (bottom + 78) as u32), &says, |area| {
         for (index, role) in roles.iter().enumerate() {
             let middle = top + ROW * index as i32 + ROW / 2;
             area.draw_text(role, &letters(Ink::Text, HPos::Right, VPos::Center), (left - 12, middle))?;
@@ -105,7 +109,7 @@ fn map(report: &Report, artifact: &Artifact, steps: &Steps) -> Result<Plot, Repo
         for error in artifact.layers.iter().filter(|_| cell >= WIDE_CELL) {
             let ink = Ink::HeatText(step(steps, error));
             let at = (edge(error.layer) + (cell / 2.0) as i32, top + ROW * row_of(&error.role) + ROW / 2);
-            let shown = text::figure(100.0 * error.relative_error);
+            let shown = text::three_digits(100.0 * error.relative_error);
             area.draw_text(&shown, &letters(ink, HPos::Center, VPos::Center), at)?;
         }
         for layer in whole_ticks(layers, 10) {

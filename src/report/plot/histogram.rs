@@ -12,11 +12,11 @@ use plotters::{
 use super::{
     Entry, Plot,
     axis::{Axis, ticks},
-    canvas::{Ink, Label, draw, letters},
+    canvas::{Ink, Label, NARROW, draw, letters},
 };
 use crate::report::{ReportError, TensorHistogram, text};
 
-const HEIGHT: u32 = 400;
+const HEIGHT: u32 = 320;
 
 /// How many times the tallest bin of before a bin of after may be tall: few codes make few tall bins.
 const TALLEST: f64 = 3.0;
@@ -27,7 +27,8 @@ pub(super) fn plot(tensor: &TensorHistogram, here: &str, there: Option<&str>) ->
     let all = tallest(&tensor.before).max(tallest(&tensor.after)).max(tallest(against)).max(1.0);
     let top = all.min(TALLEST * tallest(&tensor.before).max(1.0));
     // A tensor of one value has no width.
-    let (low, high) = if tensor.high > tensor.low { (tensor.low, tensor.high) } else { (tensor.low - 1.0, tensor.low + 1.0) };
+    let (low, high) =
+        if tensor.high > tensor.low { (tensor.low, tensor.high) } else { (tensor.low - 1.0, tensor.low + 1.0) };
     let steps = |counts: &[u64]| -> Vec<(f64, f64)> {
         let width = (high - low) / counts.len().max(1) as f64;
         let edges = |(bin, &count): (usize, &u64)| {
@@ -43,7 +44,7 @@ pub(super) fn plot(tensor: &TensorHistogram, here: &str, there: Option<&str>) ->
         text::figure(tensor.standard_deviation)
     );
     let label = Label { plot: "histogram", title: &tensor.name, description: &description };
-    let svg = draw(&label, HEIGHT, &[], |area| {
+    let svg = draw(&label, (NARROW, HEIGHT), &[], |area| {
         let mut chart = ChartBuilder::on(area)
             .margin_top(10)
             .margin_left(24)
@@ -59,9 +60,9 @@ pub(super) fn plot(tensor: &TensorHistogram, here: &str, there: Option<&str>) ->
             .x_label_formatter(&|weight| text::figure(*weight))
             .draw()?;
         chart.draw_series(AreaSeries::new(steps(&tensor.before), 0.0, Ink::Before.colour()))?;
-        chart.draw_series(LineSeries::new(steps(&tensor.after), Ink::Series(0).colour().stroke_width(4)))?;
+        chart.draw_series(LineSeries::new(steps(&tensor.after), Ink::Series(0).colour().stroke_width(3)))?;
         if tensor.against.is_some() {
-            chart.draw_series(LineSeries::new(steps(against), Ink::Dashed(1).colour().stroke_width(4)))?;
+            chart.draw_series(LineSeries::new(steps(against), Ink::Dashed(1).colour().stroke_width(3)))?;
         }
         Ok(())
     })?;

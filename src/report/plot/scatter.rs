@@ -14,7 +14,7 @@ use plotters::{
 use super::{
     Plot,
     axis::{Axis, decade_ticks, ends, ticks, widened},
-    canvas::{Ink, Label, draw, letters},
+    canvas::{Ink, Label, WIDTH, draw, letters},
     legend,
 };
 use crate::report::{Artifact, Report, ReportError, TensorRow, text};
@@ -70,16 +70,13 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
         text::relative(least),
         text::relative(most)
     );
-    let svg = draw(&Label { plot: "scatter", title, description: &description }, HEIGHT, &says, |area| {
+    let svg = draw(&Label { plot: "scatter", title, description: &description }, (WIDTH, HEIGHT), &says, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin_top(14)
             .margin_right(16)
-            .x_label_area_size(84)
+            .x_label_area_size(76)
             .y_label_area_size(128)
-            .build_cartesian_2d(
-                Axis::new(left, right, ticks(left, right, 7)),
-                Axis::new(bottom, top, marks),
-            )?;
+            .build_cartesian_2d(Axis::new(left, right, ticks(left, right, 7)), Axis::new(bottom, top, marks))?;
         chart
             .configure_mesh()
             .bold_line_style(Ink::Grid.colour().stroke_width(2))
@@ -87,7 +84,7 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
             .label_style(letters(Ink::Muted, HPos::Center, VPos::Center))
             .axis_desc_style(letters(Ink::Muted, HPos::Center, VPos::Center))
             .x_label_formatter(&|bits| text::figure(*bits))
-            .y_label_formatter(&|place| text::percent(error(*place)))
+            .y_label_formatter(&|place| format!("{} %", text::figure(100.0 * error(*place))))
             .x_desc("bits per weight")
             .y_desc("relative error")
             .draw()?;
@@ -95,14 +92,20 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
             let mark = |point: &Point| {
                 let series = all_roles.iter().position(|role| *role == point.role).unwrap_or(0);
                 let colour = Ink::Series(series).colour();
-                let style = if index == 0 { ShapeStyle::from(colour).filled() } else { colour.stroke_width(3) };
+                let style =
+                    if index == 0 { ShapeStyle::from(colour.mix(0.8)).filled() } else { colour.stroke_width(3) };
                 Circle::new((point.bits, place(point.error)), 8, style)
             };
             chart.draw_series(set.iter().map(mark))?;
         }
         Ok(())
     })?;
-    Ok(Some(Plot { heading: title.to_owned(), svg, legend: legend(&all_roles, ["disc", "ring"], report), note: note(report) }))
+    Ok(Some(Plot {
+        heading: title.to_owned(),
+        svg,
+        legend: legend(&all_roles, ["disc", "ring"], report),
+        note: note(report),
+    }))
 }
 
 fn note(report: &Report) -> String {
