@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{CliError, Device, EvalArguments, Output, ReportArguments, ReportFormat, Style, eval, inspect, job};
+use super::{CliError, Device, EvalArguments, Output, ReportArguments, ReportFormat, eval, inspect, job};
 use crate::{
     ExitCode,
     layout::LogicalCheckpoint,
@@ -49,7 +49,9 @@ pub fn execute(arguments: &ReportArguments, output: &Output) -> Result<ExitCode,
         let folders: Vec<&Path> = sources.into_iter().flatten().collect();
         let facts = CardFacts::of(arguments.base_model.clone(), &folders);
         let path = write_card(&artifact, &card(&report, &artifact, &facts), arguments.force)?;
-        output.note(&format!("{} {}, listed in the manifest", output.paint(Style::Green, "wrote"), path.display()));
+        let said = format!("wrote {}, listed in the manifest", path.display());
+        // The report itself may be on stdout.
+        if format.is_some() && arguments.out.is_none() { output.note(&said) } else { output.result(&said)? }
     }
     Ok(ExitCode::Done)
 }
@@ -92,7 +94,7 @@ fn chosen(arguments: &ReportArguments, artifact: &Opened) -> Result<Vec<Chosen>,
     }
     let matched = inspect::statistics::chosen(&arguments.tensor, &artifact.map)?;
     let names = artifact.map.tensors.iter().zip(matched).filter(|(_, chosen)| *chosen).map(|(tensor, _)| &tensor.name);
-    let chosen: Vec<Chosen> = names.map(|name| Chosen { name: name.clone(), why: "chosen" }).collect();
+    let chosen: Vec<Chosen> = names.map(|name| Chosen { name: name.clone(), why: "As chosen" }).collect();
     if chosen.len() > MOST_HISTOGRAMS {
         return Err(CliError::Usage {
             message: format!("--tensor matches {} tensors; a report shows at most {MOST_HISTOGRAMS}", chosen.len()),
@@ -179,6 +181,5 @@ fn deliver(arguments: &ReportArguments, text: &str, output: &Output) -> Result<(
             out.display()
         ));
     }
-    output.note(&format!("{} {}", output.paint(Style::Green, "wrote"), out.display()));
-    Ok(())
+    Ok(output.result(&format!("wrote {}", out.display()))?)
 }

@@ -64,9 +64,9 @@ pub fn default_choice(artifact: &Artifact) -> Vec<Chosen> {
     let worst = artifact.worst_first();
     let largest = worst.iter().max_by(|a, b| a.weights.cmp(&b.weights).then_with(|| b.name.cmp(&a.name)));
     let candidates = [
-        (worst.first(), "furthest from its source"),
-        (worst.get(worst.len() / 2), "median error"),
-        (largest, "most weights"),
+        (worst.first(), "Furthest from its source"),
+        (worst.get(worst.len() / 2), "Median error"),
+        (largest, "Most weights"),
     ];
     let mut chosen: Vec<Chosen> = Vec::new();
     for (row, why) in candidates {

@@ -73,7 +73,7 @@ pub(super) fn summary(report: &Report) -> Table {
         row("written by", &|a| format!("{} {}", a.tool.name, a.tool.version)),
     ];
     let mut columns = vec![("", Kind::Text)];
-    columns.extend(artifacts.iter().map(|artifact| (artifact.name.as_str(), Kind::Number)));
+    columns.extend(artifacts.iter().map(|artifact| (artifact.name.as_str(), Kind::Text)));
     Table::new("Summary", columns, rows)
 }
 

@@ -71,9 +71,10 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
         let across = Axis::new(-0.5, layers as f64 - 0.5, whole_ticks(layers, 10));
         let mut chart = ChartBuilder::on(area)
             .margin_top(14)
+            .margin_left(10)
             .margin_right(16)
             .x_label_area_size(76)
-            .y_label_area_size(104)
+            .y_label_area_size(96)
             .build_cartesian_2d(across, Axis::new(low, high, ticks(low, high, 6)))?;
         chart
             .configure_mesh()

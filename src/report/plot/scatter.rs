@@ -73,9 +73,10 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
     let svg = draw(&Label { plot: "scatter", title, description: &description }, (WIDTH, HEIGHT), &says, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin_top(14)
+            .margin_left(10)
             .margin_right(16)
             .x_label_area_size(76)
-            .y_label_area_size(128)
+            .y_label_area_size(120)
             .build_cartesian_2d(Axis::new(left, right, ticks(left, right, 7)), Axis::new(bottom, top, marks))?;
         chart
             .configure_mesh()
