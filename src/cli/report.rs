@@ -32,6 +32,7 @@ pub fn execute(arguments: &ReportArguments, output: &Output) -> Result<ExitCode,
     }
     let chosen = chosen(arguments, &artifact)?;
     let histograms = match &source {
+        Ok(_) if chosen.is_empty() => Histograms::none("No tensor was rounded.".into()),
         Ok(path) => histograms(arguments, path, (&artifact, against.as_ref()), &chosen)?,
         Err(reason) => Histograms::none(reason.clone()),
     };

@@ -114,7 +114,7 @@ fn tiles(report: &Report) -> Vec<Tile> {
     let all: [(&'static str, Shown); 6] = [
         ("all tensors before", |a| Some(text::bytes(a.totals.source_bytes))),
         ("all tensors after", |a| Some(text::bytes(a.totals.artifact_bytes))),
-        ("times smaller", |a| Some(format!("{:.2}", a.size_ratio?))),
+        ("compression ratio", |a| Some(format!("{:.2}", a.size_ratio?))),
         ("bits per weight, where compressed", |a| a.totals.bits_per_weight.map(text::bits)),
         ("mean relative error", |a| a.mean_relative_error.map(text::relative)),
         ("fallbacks", |a| Some(a.fallbacks.len().to_string())),

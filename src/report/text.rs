@@ -33,9 +33,16 @@ pub(super) fn percent(share: f64) -> String {
     format!("{} %", three_digits(100.0 * share))
 }
 
-/// A relative error: as percent, or `exact`.
+/// Relative errors below this are written as they are, not as percent.
+pub(super) const TINY: f64 = 1e-5;
+
+/// A relative error: as percent, `exact`, or with an exponent where it is tiny.
 pub(super) fn relative(error: f64) -> String {
-    if error == 0.0 { "exact".to_owned() } else { percent(error) }
+    match error {
+        0.0 => "exact".to_owned(),
+        tiny if tiny < TINY => format!("{tiny:.2e}"),
+        error => percent(error),
+    }
 }
 
 /// A signal-to-noise ratio: `18.92 dB`, `exact`, `−∞ dB`.
@@ -107,6 +114,7 @@ mod tests {
             assert_eq!(figure(value), text);
         }
         assert_eq!((percent(0.1104).as_str(), relative(0.0).as_str()), ("11.0 %", "exact"));
+        assert_eq!((relative(6.59e-9).as_str(), relative(f64::INFINITY).as_str()), ("6.59e-9", "∞ %"));
         assert_eq!(decibels(0.1, Some(20.0)), "20.00 dB");
         assert_eq!(with_error(Some(8.9), Some(0.6), 2), "8.90 ± 0.60");
     }

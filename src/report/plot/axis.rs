@@ -37,6 +37,16 @@ impl Ranged for Axis {
     }
 }
 
+/// What stands at a mark: as many decimals as tell it from the next one.
+pub(super) fn label(value: f64, ticks: &[f64]) -> String {
+    let [first, second, ..] = ticks else { return crate::report::text::figure(value) };
+    let step = second - first;
+    let decimals = (-(step.log10() + 1e-9).floor()).max(0.0) as usize;
+    // No minus before a zero that rounding left.
+    let value = if value.abs() < step * 1e-6 { 0.0 } else { value };
+    if decimals > 5 { format!("{value:.1e}") } else { format!("{value:.decimals$}") }
+}
+
 /// Multiples of 1, 2 or 5 times a power of ten between two ends, about so many.
 pub(super) fn ticks(low: f64, high: f64, about: usize) -> Vec<f64> {
     let step = step((high - low) / about.max(1) as f64);
@@ -90,7 +100,19 @@ pub(super) fn ends(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{decade_ticks, ticks, whole_ticks, widened};
+    use super::{decade_ticks, label, ticks, whole_ticks, widened};
+
+    #[test]
+    fn marks_can_be_told_apart() {
+        let labels = |low, high| -> Vec<String> {
+            let ticks = ticks(low, high, 4);
+            ticks.iter().map(|tick| label(*tick, &ticks)).collect()
+        };
+        assert_eq!(labels(163.1, 164.6), ["163.5", "164.0", "164.5"]);
+        assert_eq!(labels(0.0, 80.0), ["0", "20", "40", "60", "80"]);
+        assert_eq!(labels(-0.16, 0.17), ["-0.1", "0.0", "0.1"]);
+        assert_eq!(labels(1e-7, 5e-7), ["1.0e-7", "2.0e-7", "3.0e-7", "4.0e-7", "5.0e-7"]);
+    }
 
     #[test]
     fn marks_are_round_and_inside() {

@@ -9,7 +9,7 @@ use plotters::{
 
 use super::{
     Entry, Plot,
-    axis::{Axis, ends, ticks, whole_ticks, widened},
+    axis::{Axis, ends, label, ticks, whole_ticks, widened},
     canvas::{Ink, Label, WIDTH, draw, letters},
     legend,
 };
@@ -62,6 +62,8 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
             })
         })
         .collect();
+    let marks = ticks(low, high, 6);
+    let widest = marks.iter().map(|mark| label(*mark, &marks).chars().count()).max().unwrap_or(0) as u32;
     let title = "Signal to noise against depth";
     let description = format!(
         "Signal-to-noise ratio of {layers} layers in decibels, a line for each of {} roles; from {low:.1} to {high:.1}.",
@@ -74,8 +76,8 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
             .margin_left(10)
             .margin_right(16)
             .x_label_area_size(76)
-            .y_label_area_size(96)
-            .build_cartesian_2d(across, Axis::new(low, high, ticks(low, high, 6)))?;
+            .y_label_area_size(44 + 15 * widest)
+            .build_cartesian_2d(across, Axis::new(low, high, marks.clone()))?;
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -84,7 +86,7 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
             .label_style(letters(Ink::Muted, HPos::Center, VPos::Center))
             .axis_desc_style(letters(Ink::Muted, HPos::Center, VPos::Center))
             .x_label_formatter(&|layer| format!("{layer:.0}"))
-            .y_label_formatter(&|decibels| crate::report::text::figure(*decibels))
+            .y_label_formatter(&|decibels| label(*decibels, &marks))
             .x_desc("layer")
             .y_desc("dB")
             .draw()?;

@@ -20,7 +20,7 @@ use crate::report::{Artifact, LayerError, Report, ReportError, tables::changed_r
 const ROW: i32 = 50;
 
 /// Width of a letter, at most.
-const LETTER: f64 = 13.2;
+const LETTER: f64 = 14.6;
 
 /// Width from which on a cell shows its figure.
 const WIDE_CELL: f64 = 74.0;
@@ -57,7 +57,8 @@ impl Steps {
 
     fn legend(&self) -> Vec<Entry> {
         let range = |(step, edges): (usize, &[f64])| {
-            let (low, high) = (text::three_digits(100.0 * edges[0]), text::percent(edges[1]));
+            let (low, high) = (text::relative(edges[0]), text::relative(edges[1]));
+            let low = low.trim_end_matches(" %");
             Entry::new(Ink::Heat(step), "patch", format!("{low} to {high}"))
         };
         self.edges.windows(2).enumerate().map(range).collect()
@@ -75,7 +76,7 @@ fn map(report: &Report, artifact: &Artifact, steps: &Steps) -> Result<Plot, Repo
     let roles = changed_roles(std::iter::once(artifact));
     let layers = artifact.layers.iter().map(|error| error.layer + 1).max().unwrap_or(0).max(artifact.blocks);
     let longest = roles.iter().map(|role| role.chars().count()).max().unwrap_or(0);
-    let left = (longest as f64 * LETTER) as i32 + 18;
+    let left = (longest as f64 * LETTER) as i32 + 22;
     let top = 6;
     let bottom = top + ROW * roles.len() as i32;
     let cell = (WIDTH as f64 - 12.0 - left as f64) / layers.max(1) as f64;
@@ -109,8 +110,9 @@ fn map(report: &Report, artifact: &Artifact, steps: &Steps) -> Result<Plot, Repo
         for error in artifact.layers.iter().filter(|_| cell >= WIDE_CELL) {
             let ink = Ink::HeatText(step(steps, error));
             let at = (edge(error.layer) + (cell / 2.0) as i32, top + ROW * row_of(&error.role) + ROW / 2);
-            let shown = text::three_digits(100.0 * error.relative_error);
-            area.draw_text(&shown, &letters(ink, HPos::Center, VPos::Center), at)?;
+            let shown = text::relative(error.relative_error);
+            let shown = shown.trim_end_matches(" %");
+            area.draw_text(shown, &letters(ink, HPos::Center, VPos::Center), at)?;
         }
         for layer in whole_ticks(layers, 10) {
             let at = (edge(layer as usize) + (cell / 2.0) as i32, bottom + 8);

@@ -11,7 +11,7 @@ use plotters::{
 
 use super::{
     Entry, Plot,
-    axis::{Axis, ticks},
+    axis::{Axis, label, ticks},
     canvas::{Ink, Label, NARROW, draw, letters},
 };
 use crate::report::{ReportError, TensorHistogram, text};
@@ -43,21 +43,22 @@ pub(super) fn plot(tensor: &TensorHistogram, here: &str, there: Option<&str>) ->
         text::figure(high),
         text::figure(tensor.standard_deviation)
     );
-    let label = Label { plot: "histogram", title: &tensor.name, description: &description };
-    let svg = draw(&label, (NARROW, HEIGHT), &[], |area| {
+    let marks = ticks(low, high, 5);
+    let called = Label { plot: "histogram", title: &tensor.name, description: &description };
+    let svg = draw(&called, (NARROW, HEIGHT), &[], |area| {
         let mut chart = ChartBuilder::on(area)
             .margin_top(10)
             .margin_left(24)
             .margin_right(24)
             .x_label_area_size(48)
-            .build_cartesian_2d(Axis::new(low, high, ticks(low, high, 5)), Axis::new(0.0, top * 1.04, Vec::new()))?;
+            .build_cartesian_2d(Axis::new(low, high, marks.clone()), Axis::new(0.0, top * 1.04, Vec::new()))?;
         chart
             .configure_mesh()
             .disable_mesh()
             .disable_y_axis()
             .axis_style(Ink::Grid.colour().stroke_width(2))
             .label_style(letters(Ink::Muted, HPos::Center, VPos::Center))
-            .x_label_formatter(&|weight| text::figure(*weight))
+            .x_label_formatter(&|weight| label(*weight, &marks))
             .draw()?;
         chart.draw_series(AreaSeries::new(steps(&tensor.before), 0.0, Ink::Before.colour()))?;
         chart.draw_series(LineSeries::new(steps(&tensor.after), Ink::Series(0).colour().stroke_width(3)))?;

@@ -13,7 +13,7 @@ use plotters::{
 
 use super::{
     Plot,
-    axis::{Axis, decade_ticks, ends, ticks, widened},
+    axis::{Axis, decade_ticks, ends, label, ticks, widened},
     canvas::{Ink, Label, WIDTH, draw, letters},
     legend,
 };
@@ -53,11 +53,18 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
     let place = |error: f64| if logarithmic { error.log10() } else { error };
     let error = |place: f64| if logarithmic { 10_f64.powf(place) } else { place };
     let (bottom, top) = widened(place(least), place(most), if logarithmic { 0.5 } else { least * 0.2 });
-    let marks = if logarithmic {
-        decade_ticks(error(bottom), error(top)).into_iter().map(place).collect()
+    let (marks, shown) = if logarithmic {
+        let ticks = decade_ticks(error(bottom), error(top));
+        let shown: Vec<String> = ticks.iter().map(|&error| written(error, text::figure(100.0 * error))).collect();
+        (ticks.into_iter().map(place).collect(), shown)
     } else {
-        ticks(bottom, top, 6)
+        let ticks = ticks(bottom, top, 6);
+        let percent: Vec<f64> = ticks.iter().map(|error| 100.0 * error).collect();
+        let shown = ticks.iter().map(|error| written(*error, label(100.0 * error, &percent))).collect();
+        (ticks, shown)
     };
+    let bit_marks = ticks(left, right, 7);
+    let widest = shown.iter().map(|label| label.chars().count()).max().unwrap_or(0) as u32;
     let says: Vec<String> = all()
         .map(|point| format!("{}: {} bits, {}", point.name, text::bits(point.bits), text::relative(point.error)))
         .collect();
@@ -76,16 +83,19 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
             .margin_left(10)
             .margin_right(16)
             .x_label_area_size(76)
-            .y_label_area_size(120)
-            .build_cartesian_2d(Axis::new(left, right, ticks(left, right, 7)), Axis::new(bottom, top, marks))?;
+            .y_label_area_size(44 + 15 * widest)
+            .build_cartesian_2d(Axis::new(left, right, bit_marks.clone()), Axis::new(bottom, top, marks.clone()))?;
         chart
             .configure_mesh()
             .bold_line_style(Ink::Grid.colour().stroke_width(2))
             .axis_style(Ink::Grid.colour().stroke_width(2))
             .label_style(letters(Ink::Muted, HPos::Center, VPos::Center))
             .axis_desc_style(letters(Ink::Muted, HPos::Center, VPos::Center))
-            .x_label_formatter(&|bits| text::figure(*bits))
-            .y_label_formatter(&|place| format!("{} %", text::figure(100.0 * error(*place))))
+            .x_label_formatter(&|bits| label(*bits, &bit_marks))
+            .y_label_formatter(&|place| {
+                let index = marks.iter().position(|mark| mark == place);
+                index.map_or_else(String::new, |index| shown[index].clone())
+            })
             .x_desc("bits per weight")
             .y_desc("relative error")
             .draw()?;
@@ -107,6 +117,11 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
         legend: legend(&all_roles, ["disc", "ring"], report),
         note: note(report),
     }))
+}
+
+/// A mark of the error's axis: as percent, or as it is where it is tiny.
+fn written(error: f64, percent: String) -> String {
+    if error < text::TINY { format!("{error:.1e}") } else { format!("{percent} %") }
 }
 
 fn note(report: &Report) -> String {
