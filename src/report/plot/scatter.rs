@@ -55,12 +55,12 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
     let (bottom, top) = widened(place(least), place(most), if logarithmic { 0.5 } else { least * 0.2 });
     let (marks, shown) = if logarithmic {
         let ticks = decade_ticks(error(bottom), error(top));
-        let shown: Vec<String> = ticks.iter().map(|&error| written(error, text::figure(100.0 * error))).collect();
+        let shown: Vec<String> = ticks.iter().map(|&error| written(error, &text::figure(100.0 * error))).collect();
         (ticks.into_iter().map(place).collect(), shown)
     } else {
         let ticks = ticks(bottom, top, 6);
         let percent: Vec<f64> = ticks.iter().map(|error| 100.0 * error).collect();
-        let shown = ticks.iter().map(|error| written(*error, label(100.0 * error, &percent))).collect();
+        let shown = ticks.iter().map(|error| written(*error, &label(100.0 * error, &percent))).collect();
         (ticks, shown)
     };
     let bit_marks = ticks(left, right, 7);
@@ -120,7 +120,7 @@ pub(super) fn plot(report: &Report, roles: &[String]) -> Result<Option<Plot>, Re
 }
 
 /// A mark of the error's axis: as percent, or as it is where it is tiny.
-fn written(error: f64, percent: String) -> String {
+fn written(error: f64, percent: &str) -> String {
     if error < text::TINY { format!("{error:.1e}") } else { format!("{percent} %") }
 }
 
