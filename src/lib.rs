@@ -51,6 +51,8 @@ pub mod verify;
 
 pub mod audit;
 
+pub mod report;
+
 pub mod cli;
 
 pub use error::{Error, ExitCode, Result};

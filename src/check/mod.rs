@@ -9,7 +9,7 @@ mod policy;
 mod provenance;
 mod reproduce;
 pub mod runtimes;
-mod tensors;
+pub(crate) mod tensors;
 
 pub use policy::{Policy, PolicyError};
 

@@ -43,7 +43,7 @@ pub(super) fn nothing_selected(rule: &'static str, select: &[Choice]) -> Finding
 }
 
 /// Root of the mean square of relative errors over the weights of the tensors that were changed; none where none was.
-pub(super) fn mean_relative_error<'a>(tensors: impl Iterator<Item = &'a OutputTensor>) -> Option<f64> {
+pub(crate) fn mean_relative_error<'a>(tensors: impl Iterator<Item = &'a OutputTensor>) -> Option<f64> {
     let (mut squares, mut weights) = (0.0, 0.0);
     for (error, count) in tensors.filter_map(|tensor| Some((tensor.error?, count(tensor)))) {
         squares += error.relative.powi(2) * count;

@@ -134,6 +134,15 @@ pub enum Command {
     /// an answer.
     #[command(after_help = "Example:\n  bantam audit llama-taylor --source ~/models/llama")]
     Audit(AuditArguments),
+    /// Write a report on an artifact: HTML, Markdown, JSON, a model card
+    ///
+    /// Sizes, errors by layer and role, the tensors that lost most, fallbacks, the recipe; with evaluations their perplexities;
+    /// with the source histograms of weights before and after. The HTML form is one file without scripts that needs no
+    /// network. Without --out it goes to stdout.
+    #[command(
+        after_help = "Examples:\n  bantam report llama-int4 --out report.html\n  bantam report llama-int4 --against llama-int8 --evaluation int4.json --out report.html\n  bantam report llama-int4 --card --base-model meta-llama/Llama-3.2-1B"
+    )]
+    Report(ReportArguments),
     /// Save which weights of a 2:4 model are kept
     ///
     /// Writes MaskLLM's `.npz`: an entry `NAME.mask` for every matrix of which each four neighbouring weights of a row have
@@ -185,7 +194,7 @@ impl Command {
             Self::Calibrate(arguments) => arguments.json,
             Self::Masks(arguments) => arguments.json,
             Self::Devices(arguments) => arguments.json,
-            Self::Init(_) | Self::Schema(_) | Self::Completions(_) | Self::Man(_) => false,
+            Self::Report(_) | Self::Init(_) | Self::Schema(_) | Self::Completions(_) | Self::Man(_) => false,
         }
     }
 }
@@ -376,6 +385,63 @@ pub struct AuditArguments {
     /// The result as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `bantam report`.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArguments {
+    /// The folder that a run wrote
+    pub artifact: PathBuf,
+    /// Another artifact, shown beside it
+    #[arg(long, value_name = "OTHER")]
+    pub against: Option<PathBuf>,
+    /// The file to write; one of that name is replaced
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Form of the report [default: what the name of --out says, or markdown]
+    #[arg(long, value_enum)]
+    pub format: Option<ReportFormat>,
+    /// The checkpoint that it was made of, for histograms [default: where the run found it]
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// The checkpoint that the differences are from, for an artifact of pass bitdelta
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// Histograms of these tensors: a role, a glob, or a /regular expression/ [default: the worst, the median, the largest]
+    #[arg(long, value_name = "SELECTOR")]
+    pub tensor: Vec<String>,
+    /// A row of the table of perplexities: what `bantam eval --json` printed; the row has the file's name
+    #[arg(long, value_name = "FILE")]
+    pub evaluation: Vec<PathBuf>,
+    /// Evaluate source and artifacts on this text now
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens of a window of --text [default: what the model takes, at most 2048]
+    #[arg(long, value_name = "N", value_parser = parse_context, requires = "text")]
+    pub context: Option<usize>,
+    /// Number of threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Write a model card into the artifact, as README.md, and list it in the manifest
+    #[arg(long)]
+    pub card: bool,
+    /// The original model on a hub, for the card [default: as the recipe names it]
+    #[arg(long, value_name = "OWNER/NAME", requires = "card")]
+    pub base_model: Option<String>,
+    /// Replace a README.md that bantam did not write
+    #[arg(long, requires = "card")]
+    pub force: bool,
+}
+
+/// Forms of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// One file for a browser
+    Html,
+    /// Tables
+    Markdown,
+    /// One JSON object
+    Json,
 }
 
 /// Arguments of `bantam decode`.

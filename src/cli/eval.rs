@@ -19,7 +19,7 @@ const DEFAULT_CONTEXT: usize = 2048;
 
 /// The result of the command.
 #[derive(Debug, Serialize)]
-struct Report {
+pub(super) struct Report {
     schema: &'static str,
     perplexity: Option<f64>,
     perplexity_standard_error: Option<f64>,
@@ -73,6 +73,17 @@ struct ComparisonReport {
 /// When a model or the text is invalid.
 pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, anyhow::Error> {
     job::use_threads(arguments.threads)?;
+    let report = evaluate(arguments, output)?;
+    if output.json() {
+        output.json_result(&report)?;
+    } else {
+        output.result(&render(&report))?;
+    }
+    Ok(ExitCode::Done)
+}
+
+/// Evaluates, on the threads there are.
+pub(super) fn evaluate(arguments: &EvalArguments, output: &Output) -> Result<Report, anyhow::Error> {
     let device = job::open_device(arguments.device, arguments.max_device_memory, output)?.map(SharedDevice::new);
     let source = job::open_model(&arguments.path, arguments.base.as_ref())?;
     let model = with_cache(&source, arguments.window)?;
@@ -123,12 +134,7 @@ pub fn execute(arguments: &EvalArguments, output: &Output) -> Result<ExitCode, a
     if let Some(failure) = device.as_ref().and_then(SharedDevice::failure) {
         output.warning(&format!("{failure}; what it failed at was computed on the processor"));
     }
-    if output.json() {
-        output.json_result(&report)?;
-    } else {
-        output.result(&render(&report))?;
-    }
-    Ok(ExitCode::Done)
+    Ok(report)
 }
 
 /// The model as a runtime with its cache computes it.

@@ -6,7 +6,8 @@ use super::Output;
 use crate::{
     Error, ExitCode, audit::AuditError, calibration::TokenError, check::PolicyError, checkpoint::CheckpointError,
     codec::CodecError, decode::DecodeError, exchange::ExchangeError, forward::ForwardError, layout::LayoutError,
-    manifest::ManifestError, plan::PlanError, recipe::RecipeError, remote::RemoteError, run::RunError,
+    manifest::ManifestError, plan::PlanError, recipe::RecipeError, remote::RemoteError, report::ReportError,
+    run::RunError,
 };
 
 /// Every way in which a command can fail on its own account.
@@ -100,6 +101,9 @@ fn classify_cause(cause: &(dyn StdError + 'static)) -> Option<(ExitCode, Option<
     }
     if let Some(error) = cause.downcast_ref::<AuditError>() {
         return Some((ExitCode::Input, error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<ReportError>() {
+        return Some((error.exit_code(), error.hint()));
     }
     if let Some(error) = cause.downcast_ref::<CheckpointError>() {
         return Some((error.exit_code(), error.hint()));

@@ -3,7 +3,7 @@
 mod deltas;
 mod page;
 mod sparse;
-mod statistics;
+pub(super) mod statistics;
 
 use std::{collections::BTreeMap, path::Path};
 

@@ -22,6 +22,7 @@ pub mod output;
 pub mod plan;
 pub mod plan_text;
 pub mod progress;
+pub mod report;
 pub mod run;
 pub mod size;
 pub mod table;
@@ -31,7 +32,7 @@ pub use arguments::{
     AuditArguments, CalibrateArguments, CheckArguments, Command, CommandLine, CompletionsArguments, DecodeArguments,
     Denied, DenseDtype, Described, Device, DevicesArguments, DiffArguments, EvalArguments, ExportArguments,
     FindingsFormat, GlobalArguments, ImportArguments, InitArguments, InspectArguments, ManArguments, MasksArguments,
-    PlanArguments, RunArguments, SchemaArguments, VerifyArguments,
+    PlanArguments, ReportArguments, ReportFormat, RunArguments, SchemaArguments, VerifyArguments,
 };
 pub use failure::CliError;
 pub use output::{Output, Style, Verbosity};
@@ -78,6 +79,7 @@ fn execute(command: &Command, output: &Output) -> Result<ExitCode, anyhow::Error
         Command::Verify(arguments) => verify::execute(arguments, output),
         Command::Check(arguments) => check::execute(arguments, output),
         Command::Audit(arguments) => audit::execute(arguments, output),
+        Command::Report(arguments) => report::execute(arguments, output),
         Command::Masks(arguments) => masks::execute(arguments, output),
         Command::Devices(arguments) => devices::execute(arguments, output),
         Command::Init(arguments) => init::execute(arguments, output),

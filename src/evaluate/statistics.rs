@@ -52,6 +52,17 @@ pub struct Histogram {
     pub counts: Vec<u64>,
 }
 
+impl Histogram {
+    /// Counts the finite values of a tensor in [`HISTOGRAM_BINS`] bins from `low` to `high`, stripe by stripe on all cores: two
+    /// tensors with the same edges can be laid over each other.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the tensor cannot be read.
+    pub fn count(source: &dyn RowSource, low: f64, high: f64) -> Result<Self, CodecError> {
+        Ok(Self { low, high, counts: distribution(source, 0.0, f64::INFINITY, low, high)?.counts })
+    }
+}
+
 #[derive(Clone, Copy)]
 struct First {
     finite: u64,
@@ -192,8 +203,17 @@ fn distribution(source: &dyn RowSource, mean: f64, std: f64, low: f64, high: f64
 
 #[cfg(test)]
 mod tests {
-    use super::{HISTOGRAM_BINS, Statistics};
+    use super::{HISTOGRAM_BINS, Histogram, Statistics};
     use crate::evaluate::test_matrix::Matrix;
+
+    #[test]
+    fn values_beyond_given_edges_count_in_the_outermost_bins() {
+        let matrix = Matrix::new(3, 100, |i| [-9.0, 0.25, 9.0, f32::NAN][i % 4]);
+        let histogram = Histogram::count(&matrix, -1.0, 1.0).unwrap();
+        let counts = &histogram.counts;
+        assert_eq!((counts[0], counts[40], counts[HISTOGRAM_BINS - 1]), (75, 75, 75));
+        assert_eq!(counts.iter().sum::<u64>(), 225);
+    }
 
     #[test]
     fn known_values_give_known_figures() {

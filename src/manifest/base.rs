@@ -25,7 +25,8 @@ pub fn base_tensors(base: &Checkpoint, known: &BTreeMap<String, ContentHash>) ->
     tensors
 }
 
-fn hash(checkpoint: &Checkpoint, entry: &TensorEntry) -> ContentHash {
+/// Hash of a stored tensor, whose pages are given back as it goes.
+pub fn hash(checkpoint: &Checkpoint, entry: &TensorEntry) -> ContentHash {
     let mut hasher = blake3::Hasher::new();
     for (start, chunk) in checkpoint.pieces(entry, 0..entry.bytes as usize) {
         hasher.update(&chunk);

@@ -9,6 +9,7 @@ mod hash;
 mod read;
 
 pub use base::base_tensors;
+pub(crate) use base::hash as hash_of_tensor;
 pub use hash::ContentHash;
 pub use read::ManifestError;
 

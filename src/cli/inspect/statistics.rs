@@ -28,12 +28,8 @@ pub(super) struct Row {
     sparsity: Option<Sparsity>,
 }
 
-/// Reads the tensors that any of the selectors matches.
-pub(super) fn gather(
-    selectors: &[String],
-    logical: &LogicalCheckpoint,
-    map: &ModelMap,
-) -> Result<Vec<Row>, anyhow::Error> {
+/// Of each tensor of the map, whether any of the selectors matches it.
+pub(in crate::cli) fn chosen(selectors: &[String], map: &ModelMap) -> Result<Vec<bool>, CliError> {
     let mut chosen = vec![false; map.tensors.len()];
     for text in selectors {
         let selector = Selector::parse(text).map_err(|error| usage(format!("--tensor `{text}`: {error}")))?;
@@ -44,9 +40,19 @@ pub(super) fn gather(
             }
         }
         if !matched {
-            return Err(nothing_matches(text, map).into());
+            return Err(nothing_matches(text, map));
         }
     }
+    Ok(chosen)
+}
+
+/// Reads the tensors that any of the selectors matches.
+pub(super) fn gather(
+    selectors: &[String],
+    logical: &LogicalCheckpoint,
+    map: &ModelMap,
+) -> Result<Vec<Row>, anyhow::Error> {
+    let chosen = chosen(selectors, map)?;
     let mut rows = Vec::new();
     for (mapped, _) in map.tensors.iter().zip(chosen).filter(|(_, chosen)| *chosen) {
         let Some(tensor) = logical.tensor(&mapped.name) else { continue };
