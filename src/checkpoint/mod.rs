@@ -133,17 +133,15 @@ impl Checkpoint {
         let mut files: Vec<SourceFile> = Vec::with_capacity(found.files.len());
         let mut listed: Vec<TensorEntry> = Vec::new();
         for (file, path) in found.files.into_iter().enumerate() {
-            let (data, header, bytes) = match mounted.and_then(|mounted| Some((mounted, mounted.object(&path)?))) {
-                Some((mounted, (object, bytes))) => {
-                    let header = parse_header(&path, &mounted.header(object)?, bytes)?;
-                    (Data::Object(object), header, bytes)
-                }
-                None => {
-                    let map = MappedFile::open(&path)?;
-                    let bytes = map.bytes().len() as u64;
-                    let header = parse_header(&path, map.bytes(), bytes)?;
-                    (Data::Mapped(map), header, bytes)
-                }
+            let object = mounted.and_then(|mounted| Some((mounted, mounted.object(&path)?)));
+            let (data, header, bytes) = if let Some((mounted, (object, bytes))) = object {
+                let header = parse_header(&path, &mounted.header(object)?, bytes)?;
+                (Data::Object(object), header, bytes)
+            } else {
+                let map = MappedFile::open(&path)?;
+                let bytes = map.bytes().len() as u64;
+                let header = parse_header(&path, map.bytes(), bytes)?;
+                (Data::Mapped(map), header, bytes)
             };
             listed.extend(header.tensors.into_iter().map(|HeaderTensor { name, dtype, shape, offset, bytes }| {
                 TensorEntry { name, dtype, shape, file, offset, bytes }
