@@ -53,8 +53,9 @@ pub(super) fn required(artifact: &Artifact<'_>, tensors: &Tensors<'_>, required:
         let finding = Finding::of_all("layout", "has another layout than the policy wants".into());
         findings.push(finding.with(artifact.manifest.layout.as_str(), names.join(" or ")));
     }
+    let config = artifact.model.checkpoint().config().map(|config| &config.value);
     for runtime in &required.runtimes {
-        findings.extend(runtime.findings(artifact));
+        findings.extend(runtime.findings(artifact.manifest, config));
     }
     findings
 }

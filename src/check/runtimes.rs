@@ -1,8 +1,8 @@
 //! Which runtimes load which layouts and number formats, from their documentation and sources: `docs/ci.md` has the table.
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::Artifact;
 use crate::{
     codec::{Codec, Element, Granularity, ZeroPoint},
     layout::{Activations, LayoutName, MatrixSpec},
@@ -40,10 +40,9 @@ impl Runtime {
         }
     }
 
-    /// What stands in the way of loading the artifact.
+    /// What stands in the way of loading the artifact of this manifest and `config.json`.
     #[must_use]
-    pub(super) fn findings(self, artifact: &Artifact<'_>) -> Vec<Finding> {
-        let manifest = artifact.manifest;
+    pub fn findings(self, manifest: &Manifest, config: Option<&Value>) -> Vec<Finding> {
         let layout = manifest.layout;
         if !self.layouts().contains(&layout) {
             let names: Vec<&str> = self.layouts().iter().map(|layout| layout.as_str()).collect();
@@ -61,7 +60,7 @@ impl Runtime {
             .collect();
         if self == Self::Vllm {
             findings.extend(joined(manifest));
-            findings.extend(half_only(artifact));
+            findings.extend(half_only(manifest, config));
             findings.extend(tokenizer(manifest));
         }
         findings
@@ -130,14 +129,13 @@ fn joined(manifest: &Manifest) -> Vec<Finding> {
 }
 
 /// vLLM's kernels for GPTQ and AWQ that take every shape and width compute in F16 only; its fast ones take BF16 too.
-fn half_only(artifact: &Artifact<'_>) -> Vec<Finding> {
-    let layout = artifact.manifest.layout;
-    let config = artifact.model.checkpoint().config().map(|config| &config.value);
+fn half_only(manifest: &Manifest, config: Option<&Value>) -> Vec<Finding> {
+    let layout = manifest.layout;
     let dtype = config.and_then(|config| config.get("dtype").or_else(|| config.get("torch_dtype"))?.as_str());
     if !matches!(layout, LayoutName::Gptq | LayoutName::Awq) || dtype != Some("bfloat16") {
         return Vec::new();
     }
-    let matrices = artifact.manifest.tensors.iter().filter_map(|tensor| tensor.matrix.as_ref());
+    let matrices = manifest.tensors.iter().filter_map(|tensor| tensor.matrix.as_ref());
     let slow = matrices.filter(|matrix| matrix.codec.scalar().is_some_and(|codec| !is_fast(layout, matrix, codec)));
     let message = "vllm computes with it in float16 only, and config.json says bfloat16";
     slow.map(|matrix| Finding::new("runtime", &matrix.name, message.into()).with("bfloat16", "float16")).collect()

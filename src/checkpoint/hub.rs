@@ -1,6 +1,6 @@
 //! Models by their id in the local hub cache, `hub:ORG/NAME` or `hub:ORG/NAME@REVISION`. Nothing is ever downloaded.
 //!
-//! Layout of the cache: huggingface_hub's documentation, "Understand caching". `models--ORG--NAME/refs/REVISION` holds
+//! Layout of the cache: `huggingface_hub`'s documentation, "Understand caching". `models--ORG--NAME/refs/REVISION` holds
 //! the commit of a branch or tag, `snapshots/COMMIT/` its files, as links into `blobs/`.
 
 use std::{
@@ -307,12 +307,12 @@ mod tests {
     fn the_first_variable_that_is_set_decides() {
         let all = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME"];
         let expected = ["/0", "/1", "/2/hub", "/3/huggingface/hub", "/4/.cache/huggingface/hub"];
-        for from in 0..all.len() {
+        for (from, expected) in expected.into_iter().enumerate() {
             let set = |name: &str| {
                 let at = all.iter().position(|other| *other == name)?;
                 (at >= from).then(|| PathBuf::from(format!("/{at}")))
             };
-            assert_eq!(cache_folder(set).unwrap(), Path::new(expected[from]));
+            assert_eq!(cache_folder(set).unwrap(), Path::new(expected));
         }
         assert_eq!(cache_folder(|_| None), None);
     }

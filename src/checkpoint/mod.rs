@@ -139,24 +139,24 @@ impl Checkpoint {
         let mut gguf = None;
         for (file, path) in found.files.into_iter().enumerate() {
             let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
-            let (data, header, bytes) = match mounted.and_then(|mounted| Some((mounted, mounted.object(&path)?))) {
-                Some(_) if is_gguf => return Err(CheckpointError::NotMapped { path }),
-                Some((mounted, (object, bytes))) => {
-                    let header = parse_header(&path, &mounted.header(object)?, bytes)?;
-                    (Data::Object(object), header, bytes)
+            let object = mounted.and_then(|mounted| Some((mounted, mounted.object(&path)?)));
+            let (data, header, bytes) = if let Some((mounted, (object, bytes))) = object {
+                if is_gguf {
+                    return Err(CheckpointError::NotMapped { path });
                 }
-                None => {
-                    let map = MappedFile::open(&path)?;
-                    let bytes = map.bytes().len() as u64;
-                    if is_gguf {
-                        let header = gguf::parse_gguf(&path, map.bytes(), bytes)?;
-                        gguf = Some(list_gguf(header, file, &mut listed));
-                        files.push(SourceFile { path, bytes, metadata: BTreeMap::new(), data: Data::Mapped(map) });
-                        continue;
-                    }
-                    let header = parse_header(&path, map.bytes(), bytes)?;
-                    (Data::Mapped(map), header, bytes)
+                let header = parse_header(&path, &mounted.header(object)?, bytes)?;
+                (Data::Object(object), header, bytes)
+            } else {
+                let map = MappedFile::open(&path)?;
+                let bytes = map.bytes().len() as u64;
+                if is_gguf {
+                    let header = gguf::parse_gguf(&path, map.bytes(), bytes)?;
+                    gguf = Some(list_gguf(header, file, &mut listed));
+                    files.push(SourceFile { path, bytes, metadata: BTreeMap::new(), data: Data::Mapped(map) });
+                    continue;
                 }
+                let header = parse_header(&path, map.bytes(), bytes)?;
+                (Data::Mapped(map), header, bytes)
             };
             listed.extend(header.tensors.into_iter().map(|HeaderTensor { name, dtype, shape, offset, bytes }| {
                 TensorEntry { name, dtype, shape, file, offset, bytes }

@@ -142,7 +142,7 @@ fn evaluate(
     let one = |name: &str, path: &Path, base: Option<&PathBuf>, reference: Option<&Path>| {
         let asked = EvalArguments {
             path: path.to_owned(),
-            text: text.to_owned(),
+            text: vec![text.to_owned()],
             base: base.cloned(),
             reference: reference.map(Path::to_owned),
             context: arguments.context,

@@ -51,14 +51,14 @@ pub(super) struct Given<'a> {
 /// The file, mapped.
 enum Source {
     Torch(PathBuf, MappedFile),
-    Safetensors(Checkpoint),
+    Safetensors(Box<Checkpoint>),
 }
 
 impl Source {
     fn open(path: &Path) -> Result<Self, ExchangeError> {
         let safetensors = path.is_dir() || path.extension().is_some_and(|extension| extension == "safetensors");
         if safetensors {
-            return Ok(Self::Safetensors(Checkpoint::open(path)?));
+            return Ok(Self::Safetensors(Box::new(Checkpoint::open(path)?)));
         }
         Ok(Self::Torch(path.to_owned(), MappedFile::open(path)?))
     }
@@ -209,7 +209,7 @@ fn found<'a>(
         return Err(wrong(format!("it is {:?}, and {dtype:?} in the base", tensor.dtype)));
     };
     let same = base.stored_bytes_of(name).is_some_and(|(checkpoint, entry)| {
-        entry.dtype == dtype && entry.shape == tensor.shape && checkpoint.bytes(entry) == &bytes[..]
+        entry.dtype == dtype && entry.shape == tensor.shape && checkpoint.bytes(entry) == bytes[..]
     });
     let fate = if same { Fate::Same } else { Fate::Whole(bytes) };
     Ok(Some(Imports { name: name.to_owned(), parts: vec![name.to_owned()], dtype, shape: tensor.shape.clone(), fate }))

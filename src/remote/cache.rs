@@ -11,6 +11,9 @@ use super::{BLOCK_BYTES, DEFAULT_KEPT_BYTES, Object, READ_AHEAD_BLOCKS, RemoteEr
 /// Object and block.
 type Key = (usize, u64);
 
+/// A block, and the part of it that is meant.
+pub(super) type Part = (Arc<Vec<u8>>, Range<usize>);
+
 /// Told what became of a block.
 type Then = Box<dyn FnOnce(Result<Vec<u8>, RemoteError>) + Send>;
 
@@ -94,11 +97,7 @@ impl<S: Source + 'static> Cache<S> {
     }
 
     /// The blocks that hold a range, in order, each with the part of it that the range covers.
-    pub(super) fn blocks(
-        self: &Arc<Self>,
-        object: usize,
-        range: Range<u64>,
-    ) -> Result<Vec<(Arc<Vec<u8>>, Range<usize>)>, RemoteError> {
+    pub(super) fn blocks(self: &Arc<Self>, object: usize, range: Range<u64>) -> Result<Vec<Part>, RemoteError> {
         if range.is_empty() {
             return Ok(Vec::new());
         }
@@ -192,13 +191,12 @@ impl<S: Source + 'static> Cache<S> {
             let cache = Arc::clone(self);
             let then = move |read: Result<Vec<u8>, RemoteError>| {
                 let mut state = cache.lock();
-                match read {
-                    Ok(bytes) => state.insert(key, Arc::new(bytes), false),
+                if let Ok(bytes) = read {
+                    state.insert(key, Arc::new(bytes), false);
+                } else {
                     // Who asks for it will be told.
-                    Err(_) => {
-                        state.ahead -= 1;
-                        state.blocks.remove(&key);
-                    }
+                    state.ahead -= 1;
+                    state.blocks.remove(&key);
                 }
                 drop(state);
                 cache.arrived.notify_all();
@@ -217,7 +215,9 @@ impl<S: Source + 'static> Cache<S> {
         }
         let here = state.blocks.range(within).filter(|(_, entry)| matches!(entry, Entry::Here { .. }));
         let gone: Vec<Key> = here.map(|(key, _)| *key).collect();
-        gone.into_iter().for_each(|key| state.remove(key));
+        for key in gone {
+            state.remove(key);
+        }
     }
 
     fn range_of(&self, (object, number): Key) -> Range<u64> {

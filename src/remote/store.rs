@@ -11,8 +11,8 @@ use std::{
 };
 
 use object_store::{
-    Error, GetOptions, ObjectStore, PutPayload, WriteMultipart, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder,
-    gcp::GoogleCloudStorageBuilder, path::Path as Key,
+    Error, GetOptions, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, WriteMultipart, aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, path::Path as Key,
 };
 use tokio::runtime::Runtime;
 
@@ -172,11 +172,11 @@ impl Store {
         if bytes <= BLOCK_BYTES {
             let mut content = Vec::new();
             file.read_to_end(&mut content).map_err(disk("read"))?;
-            let put = async { self.client.put_opts(&key, PutPayload::from(content), Default::default()).await };
+            let put = async { self.client.put_opts(&key, PutPayload::from(content), PutOptions::default()).await };
             return self.block(put).map(|put| put.e_tag).map_err(failed);
         }
         let part = BLOCK_BYTES.max(bytes.div_ceil(MOST_PARTS).next_multiple_of(1 << 20)) as usize;
-        let upload = self.block(async { self.client.put_multipart_opts(&key, Default::default()).await });
+        let upload = self.block(async { self.client.put_multipart_opts(&key, PutMultipartOptions::default()).await });
         let mut upload = WriteMultipart::new_with_chunk_size(upload.map_err(failed)?, part);
         let mut left = bytes;
         while left > 0 {

@@ -132,7 +132,7 @@ fn head(artifact: &Artifact, manifest: &Manifest, facts: &CardFacts) -> String {
 
 /// The library that loads the artifact.
 fn library(manifest: &Manifest) -> &'static str {
-    if Runtime::Transformers.findings(manifest).is_empty() { "transformers" } else { "bantam" }
+    if Runtime::Transformers.findings(manifest, None).is_empty() { "transformers" } else { "bantam" }
 }
 
 fn usage(layout: LayoutName, manifest: &Manifest) -> String {
