@@ -24,6 +24,12 @@ pub(super) fn resolve(command: &mut Command) -> Result<(), anyhow::Error> {
             vec![Some(&mut arguments.artifact), arguments.source.as_mut(), arguments.base.as_mut()]
         }
         Command::Check(arguments) => vec![Some(&mut arguments.artifact)],
+        Command::Report(arguments) => vec![
+            Some(&mut arguments.artifact),
+            arguments.against.as_mut(),
+            arguments.source.as_mut(),
+            arguments.base.as_mut(),
+        ],
         Command::Audit(arguments) => vec![Some(&mut arguments.artifact), arguments.source.as_mut()],
         Command::Masks(arguments) => vec![Some(&mut arguments.model), arguments.base.as_mut()],
         // The recipe that `init` writes keeps the id.
@@ -36,6 +42,7 @@ pub(super) fn resolve(command: &mut Command) -> Result<(), anyhow::Error> {
     }
     let local = match command {
         Command::Check(arguments) => Some((&arguments.artifact, "check")),
+        Command::Report(arguments) => Some((&arguments.artifact, "report")),
         Command::Import(arguments) => Some((&arguments.out, "import")),
         Command::Export(arguments) => Some((&arguments.out, "export")),
         Command::Decode(arguments) => Some((&arguments.out, "decode")),
