@@ -1,4 +1,5 @@
-//! What is printed from the code itself: schemas, completions, man pages.
+//! What is printed from the code itself: schemas, completions, man pages, help.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -488,7 +488,7 @@ fn codes_that_gptq_finds_are_carried_losslessly() {
     assert!(weights(&read(&out), 8, 4) == ours);
 }
 
-/// A GPTQ checkpoint in groups of 32: its codes and scales are what Q4_0 holds. Zero points that differ are not.
+/// A GPTQ checkpoint in groups of 32: its codes and scales are what `Q4_0` holds. Zero points that differ are not.
 #[test]
 fn codes_of_a_gptq_checkpoint_are_carried_losslessly() {
     let folder = tempfile::tempdir().unwrap();

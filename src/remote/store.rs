@@ -66,7 +66,7 @@ impl Store {
     /// All objects below the location, by name. Names that are no plain relative paths are passed over.
     pub(super) fn list(&self) -> Result<Vec<Object>, RemoteError> {
         let mut objects = Vec::new();
-        let found = self.block(async {
+        let found = block(async {
             let mut listing = self.client.list(Some(&self.prefix));
             while let Some(meta) = std::future::poll_fn(|context| listing.as_mut().poll_next(context)).await {
                 let meta = meta?;
@@ -173,36 +173,36 @@ impl Store {
             let mut content = Vec::new();
             file.read_to_end(&mut content).map_err(disk("read"))?;
             let put = async { self.client.put_opts(&key, PutPayload::from(content), PutOptions::default()).await };
-            return self.block(put).map(|put| put.e_tag).map_err(failed);
+            return block(put).map(|put| put.e_tag).map_err(failed);
         }
         let part = BLOCK_BYTES.max(bytes.div_ceil(MOST_PARTS).next_multiple_of(1 << 20)) as usize;
-        let upload = self.block(async { self.client.put_multipart_opts(&key, PutMultipartOptions::default()).await });
+        let upload = block(async { self.client.put_multipart_opts(&key, PutMultipartOptions::default()).await });
         let mut upload = WriteMultipart::new_with_chunk_size(upload.map_err(failed)?, part);
         let mut left = bytes;
         while left > 0 {
             // The client takes the memory: one buffer for each part.
             let mut piece = vec![0; (left as usize).min(part)];
             let read = file.read_exact(&mut piece).map_err(disk("read"));
-            let room = self.block(async { upload.wait_for_capacity(PARTS_AT_ONCE - 1).await }).map_err(failed);
+            let room = block(async { upload.wait_for_capacity(PARTS_AT_ONCE - 1).await }).map_err(failed);
             if let Err(error) = read.and(room) {
                 // Its parts cost storage; that they could not be removed is not the first thing that went wrong.
-                let _ = self.block(async { upload.abort().await });
+                let _ = block(async { upload.abort().await });
                 return Err(error);
             }
             left -= piece.len() as u64;
             // Starting parts needs the runtime.
-            let _ = self.block(async {
+            let _ = block(async {
                 upload.put(piece.into());
                 Ok(())
             });
         }
-        self.block(async { upload.finish().await }).map(|put| put.e_tag).map_err(failed)
+        block(async { upload.finish().await }).map(|put| put.e_tag).map_err(failed)
     }
 
     /// Removes an object; that it is not there is no error.
     pub(super) fn delete(&self, name: &str) -> Result<(), RemoteError> {
         use object_store::ObjectStoreExt;
-        match self.block(async { self.client.delete(&self.key(name)).await }) {
+        match block(async { self.client.delete(&self.key(name)).await }) {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failed("remove", name, &error)),
         }
@@ -215,13 +215,6 @@ impl Store {
         parts.into_iter().chain(below.parts()).collect()
     }
 
-    fn block<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match runtime() {
-            Ok(runtime) => runtime.block_on(work),
-            Err(message) => Err(Error::Generic { store: "client", source: message.into() }),
-        }
-    }
-
     fn client_failed(&self, message: String) -> RemoteError {
         RemoteError::Client { url: self.location.to_string(), message }
     }
@@ -229,6 +222,14 @@ impl Store {
     fn failed(&self, doing: &'static str, name: &str, error: &Error) -> RemoteError {
         let url = if name.is_empty() { self.location.to_string() } else { self.location.url_of(name) };
         RemoteError::Request { doing, url, message: short(&error.to_string()) }
+    }
+}
+
+/// Waits for what the client does.
+fn block<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match runtime() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(message) => Err(Error::Generic { store: "client", source: message.into() }),
     }
 }
 

@@ -291,7 +291,7 @@ fn the_search_beats_plain_ranges_on_trained_weights() {
     for name in ["model.layers.0.self_attn.q_proj.weight", "model.layers.2.mlp.down_proj.weight"] {
         let entry = checkpoint.tensor(name).unwrap();
         let mut weights = vec![0.0; entry.shape.iter().product()];
-        crate::checkpoint::decode_to_f32(entry.dtype, checkpoint.bytes(entry), &mut weights);
+        crate::checkpoint::decode_to_f32(entry.dtype, &checkpoint.bytes(entry), &mut weights);
         weights.truncate(48 * BLOCK);
         for (format, most) in [(KQuant::Q4K, 0.86), (KQuant::Q6K, 0.95)] {
             let (ours, plain) = (error_of(format, &weights), plain_error(format, &weights));

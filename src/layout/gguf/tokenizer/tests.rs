@@ -32,7 +32,10 @@ fn pieces() -> Json {
     })
 }
 
-fn read(tokenizer: &Json, vocabulary: usize) -> Result<(Vec<(String, Value)>, Vec<String>), String> {
+/// Metadata, and what is named as lost.
+type Read = (Vec<(String, Value)>, Vec<String>);
+
+fn read(tokenizer: &Json, vocabulary: usize) -> Result<Read, String> {
     let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}});
     let mut lost = Vec::new();
     let entries = of_json(tokenizer, &config, None, None, vocabulary, &mut lost)?;
