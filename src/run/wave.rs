@@ -1,7 +1,9 @@
 //! Does one wave: reads, hashes, encodes, measures, writes. The only place where workers share anything.
 
 mod merge;
+mod output;
 mod streamed;
+mod stripes;
 mod whole;
 
 use std::{
@@ -12,23 +14,26 @@ use std::{
 
 use rayon::prelude::*;
 
+use output::finish_slab;
+use stripes::{Stripe, carry_stripe, changed_rows, decode_stripe, finish_stripe, refuse_denied};
+
 use super::{
     RunError,
-    device::{Encoded, Job, RunDevice},
+    device::{Job, RunDevice},
     journal::Record,
     staging::Staging,
 };
 use crate::{
     Result,
-    checkpoint::{TensorEntry, encode_from_f32, is_float, scan_non_finite, scan_tensor},
+    checkpoint::{TensorEntry, is_float, scan_non_finite, scan_tensor},
     codec::{CodecError, CodedMatrix, MatrixParameters, RowSource},
-    evaluate::{ErrorSums, measure},
-    layout::{Activations, Layout, LogicalCheckpoint, Piece},
+    evaluate::ErrorSums,
+    layout::{Layout, LogicalCheckpoint, Piece},
     manifest::ContentHash,
     passes::{Deviations, MatrixEncoder},
     plan::{Action, COPY_CHUNK_BYTES, Encode, Plan, Slab, Unit},
     solve::{
-        BORROWED, InputRange, Outcome,
+        Outcome,
         transforms::{TransformedRows, Turned},
     },
 };
@@ -457,215 +462,5 @@ fn encoding_error(context: &Context<'_>, unit: &Unit, error: CodecError) -> crat
     match error {
         CodecError::NonFinite { .. } if unit.parts.len() == 1 => non_finite(context, unit).into(),
         source => RunError::Codec { tensor: unit.name.clone(), source }.into(),
-    }
-}
-
-/// What became of some rows.
-#[derive(Default)]
-struct Stripe {
-    pieces: Vec<Piece>,
-    sums: ErrorSums,
-    deviations: BTreeMap<&'static str, u64>,
-    on_device: bool,
-}
-
-/// Measures and packs what a stripe became.
-fn finish_stripe(
-    context: &Context<'_>,
-    unit: &Unit,
-    encode: &Encode,
-    exact: &dyn RowSource,
-    parameters: &MatrixParameters,
-    Encoded { stripe: mut coded, on_device }: Encoded,
-) -> Result<Stripe> {
-    refuse_denied(context, unit, &coded.deviations)?;
-    let sums = measure(exact, &coded.rows, encode.matrix.scalar(), parameters)
-        .map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
-    let mut pieces = context.layout.pack(&encode.matrix, &coded.rows);
-    if coded.rows.first_row == 0 {
-        pieces.extend(context.layout.pack_parameters(&encode.matrix, parameters));
-        if encode.choice.activations == Activations::Static {
-            let range = input_range(context, unit)?;
-            pieces.extend(context.layout.pack_input_scale(&encode.matrix, range.scale));
-            if range.borrowed {
-                *coded.deviations.entry(BORROWED).or_default() += 1;
-            }
-        }
-    }
-    Ok(Stripe { pieces, sums, deviations: coded.deviations, on_device })
-}
-
-fn refuse_denied(context: &Context<'_>, unit: &Unit, deviations: &Deviations) -> Result<()> {
-    match deviations.iter().next() {
-        Some((kind, count)) if context.deny_fallbacks => {
-            let (tensor, kind, count) = (unit.name.clone(), (*kind).to_owned(), *count);
-            Err(RunError::FallbackDenied { tensor, kind, count }.into())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn input_range<'a>(context: &Context<'a>, unit: &Unit) -> Result<&'a InputRange> {
-    let found = context.found.and_then(|found| found.solutions.inputs.get(&unit.name));
-    let message = || "the range of its input was not found in calibration".to_owned();
-    Ok(found.ok_or_else(|| RunError::Defect { tensor: unit.name.clone(), message: message() })?)
-}
-
-/// Codes of some rows as the source has them.
-fn carry_stripe(context: &Context<'_>, unit: &Unit, first_row: usize, rows: usize) -> Result<Stripe> {
-    let Action::Carry(matrix) = &unit.action else { unreachable!("begun with codes") };
-    let coded = context.source.coded_rows(&unit.name, first_row, rows)?;
-    Ok(Stripe { pieces: context.layout.pack(matrix, &coded), ..Stripe::default() })
-}
-
-fn decode_stripe(
-    context: &Context<'_>,
-    unit: &Unit,
-    source: &dyn RowSource,
-    first_row: usize,
-    rows: usize,
-) -> Result<Stripe> {
-    let columns = source.columns();
-    let mut values = vec![0.0; rows * columns];
-    source.read_rows(first_row, &mut values).map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
-    if matches!(unit.action, Action::Cast) && values.iter().any(|value| !value.is_finite()) {
-        refuse_or_keep(context, unit)?;
-    }
-    let dtype = unit.outputs[0].spec.dtype;
-    let mut bytes = Vec::new();
-    encode_from_f32(dtype, &values, &mut bytes);
-    let offset = (first_row * columns * crate::checkpoint::bits_of(dtype) / 8) as u64;
-    let run = bytes.len();
-    let pieces = vec![Piece { tensor: 0, offset, run, stride: run as u64, bytes }];
-    Ok(Stripe { pieces, ..Stripe::default() })
-}
-
-/// Some of the rows that the base does not have.
-fn changed_rows(
-    context: &Context<'_>,
-    unit: &Unit,
-    source: &dyn RowSource,
-    first: usize,
-    count: usize,
-) -> Result<Stripe> {
-    let Action::Rows(rows) = &unit.action else { unreachable!("begun with rows") };
-    let rows = &rows[first..first + count];
-    let columns = source.columns();
-    let mut values = vec![0.0; count * columns];
-    for (&row, values) in rows.iter().zip(values.chunks_exact_mut(columns.max(1))) {
-        let read = source.read_rows(row as usize, values);
-        read.map_err(|source| RunError::Codec { tensor: unit.name.clone(), source })?;
-    }
-    if values.iter().any(|value| !value.is_finite()) {
-        refuse_or_keep(context, unit)?;
-    }
-    let mut bytes = Vec::new();
-    encode_from_f32(unit.outputs[1].spec.dtype, &values, &mut bytes);
-    let row_bytes = bytes.len() / count.max(1);
-    let indices: Vec<u8> = rows.iter().flat_map(|row| row.to_le_bytes()).collect();
-    let piece = |tensor, offset: usize, bytes: Vec<u8>| {
-        let run = bytes.len();
-        Piece { tensor, offset: offset as u64, run, stride: run as u64, bytes }
-    };
-    let pieces = vec![piece(0, first * 8, indices), piece(1, first * row_bytes, bytes)];
-    Ok(Stripe { pieces, ..Stripe::default() })
-}
-
-/// Writes a slab's pieces, moves the hashes on, gives the source's pages back; a record when the unit is complete.
-fn finish_slab<'a>(
-    context: &Context<'a>,
-    slab: &Slab,
-    mut state: UnitState<'a>,
-    pieces: Vec<Piece>,
-) -> Result<(UnitState<'a>, Option<Record>)> {
-    let unit = &context.plan.units[slab.unit];
-    let complete = slab.range.end >= unit.extent();
-    write_pieces(context, unit, &mut state, pieces)?;
-    if complete {
-        require_complete(unit, &state)?;
-        flush_buffers(context, unit, &mut state)?;
-    }
-    release(context, unit, slab, complete);
-    if !complete {
-        return Ok((state, None));
-    }
-    let hash = |hasher: &blake3::Hasher| ContentHash::from(hasher.finalize());
-    let inputs: Vec<ContentHash> = state.inputs.iter().map(hash).collect();
-    let outputs = match unit.action {
-        Action::Copy => inputs.clone(),
-        _ => state.outputs.iter().map(hash).collect(),
-    };
-    let error = matches!(unit.action, Action::Encode(_)).then(|| state.sums.figures());
-    let device = context.device.name().filter(|_| state.on_device);
-    let deviations = std::mem::take(&mut state.deviations);
-    let record = Record { unit: slab.unit, inputs, outputs, error, deviations, device };
-    Ok((state, Some(record)))
-}
-
-/// Contiguous pieces arrive in order and are hashed and written as they come; interleaved ones are gathered.
-fn write_pieces(context: &Context<'_>, unit: &Unit, state: &mut UnitState<'_>, pieces: Vec<Piece>) -> Result<()> {
-    for piece in pieces {
-        let output = &unit.outputs[piece.tensor];
-        let before = state.written[piece.tensor];
-        state.written[piece.tensor] = before + piece.bytes.len() as u64;
-        if unit.action.matrix().is_some_and(|matrix| context.layout.interleaves(matrix)) {
-            if state.buffers.is_empty() {
-                state.buffers = unit.outputs.iter().map(|output| vec![0; output.spec.bytes() as usize]).collect();
-            }
-            piece.scatter(&mut state.buffers[piece.tensor]);
-            continue;
-        }
-        if piece.run != piece.bytes.len() || piece.offset != before {
-            let message = format!("`{}` was packed out of order at byte {}", output.spec.name, piece.offset);
-            return Err(RunError::Defect { tensor: unit.name.clone(), message }.into());
-        }
-        state.outputs[piece.tensor].update(&piece.bytes);
-        context.staging.write(context.plan, output.file, output.offset + piece.offset, &piece.bytes)?;
-    }
-    Ok(())
-}
-
-/// Every planned byte must have been written.
-fn require_complete(unit: &Unit, state: &UnitState<'_>) -> Result<()> {
-    if matches!(state.work, Work::Copy) {
-        return Ok(());
-    }
-    for (output, &written) in unit.outputs.iter().zip(&state.written) {
-        if written != output.spec.bytes() {
-            let message = format!(
-                "`{}` was planned with {} bytes and packed into {written}",
-                output.spec.name,
-                output.spec.bytes()
-            );
-            return Err(RunError::Defect { tensor: unit.name.clone(), message }.into());
-        }
-    }
-    Ok(())
-}
-
-fn flush_buffers(context: &Context<'_>, unit: &Unit, state: &mut UnitState<'_>) -> Result<()> {
-    for ((output, buffer), hasher) in
-        unit.outputs.iter().zip(std::mem::take(&mut state.buffers)).zip(&mut state.outputs)
-    {
-        hasher.update(&buffer);
-        context.staging.write(context.plan, output.file, output.offset, &buffer)?;
-    }
-    Ok(())
-}
-
-fn release(context: &Context<'_>, unit: &Unit, slab: &Slab, complete: bool) {
-    let checkpoint = context.source.checkpoint();
-    match contiguous(unit, slab) {
-        Some(range) => {
-            if let Some(entry) = entries(context, unit).first() {
-                checkpoint.release(entry, range);
-            }
-        }
-        None if complete => {
-            for entry in entries(context, unit) {
-                checkpoint.release(entry, 0..entry.bytes as usize);
-            }
-        }
-        None => {}
     }
 }
