@@ -330,7 +330,8 @@ mod tests {
         cache.release(0, BLOCK_BYTES..3 * BLOCK_BYTES);
         assert_eq!(cache.lock().bytes, BLOCK_BYTES);
         cache.release(0, 0..u64::MAX);
-        assert_eq!((cache.lock().bytes, cache.lock().ahead), (0, 0));
+        let state = cache.lock();
+        assert_eq!((state.bytes, state.ahead), (0, 0));
     }
 
     #[test]
