@@ -470,3 +470,14 @@ fn mistakes_are_told() {
     command.arg("report").arg(example.path("int4")).arg("--out").arg(example.path("int4/report.html"));
     assert!(told(expect_exit(&mut command, 0)).contains("not in its manifest"));
 }
+
+/// The card says how its runtime opens the artifact, or that none does.
+#[test]
+fn a_card_says_how_to_load_the_artifact() {
+    let example = Example::new(&["gguf-q8_0", "bantam-3bit"]);
+    for (artifact, line) in [("gguf-q8_0", "gguf_file=\"model.gguf\""), ("bantam-3bit", "bantam decode ARTIFACT")] {
+        example.report(artifact, &["--card"], 0);
+        let card = std::fs::read_to_string(example.path(artifact).join("README.md")).unwrap();
+        assert!(card.contains(line), "{card}");
+    }
+}

@@ -141,10 +141,14 @@ fn usage(layout: LayoutName, manifest: &Manifest) -> String {
                 ```sh\nbantam decode ARTIFACT --out DENSE\n```\n"
             .to_owned();
     }
-    let trust = if layout == LayoutName::RemoteCode { ", trust_remote_code=True" } else { "" };
+    let option = match layout {
+        LayoutName::RemoteCode => ", trust_remote_code=True",
+        LayoutName::Gguf => ", gguf_file=\"model.gguf\"",
+        _ => "",
+    };
     format!(
         "```python\nfrom transformers import AutoModelForCausalLM\n\n\
-         model = AutoModelForCausalLM.from_pretrained(\"PATH\"{trust}, device_map=\"auto\")\n```\n"
+         model = AutoModelForCausalLM.from_pretrained(\"PATH\"{option}, device_map=\"auto\")\n```\n"
     )
 }
 
