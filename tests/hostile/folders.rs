@@ -242,8 +242,11 @@ fn one_file_and_an_index_in_one_folder() {
 fn pickles_and_nothing() {
     let folder = tempfile::tempdir().unwrap();
     assert_variant!(refusal(folder.path(), &["no weights", "model.safetensors"]), NoWeights);
-    fs::write(folder.path().join("model.gguf"), "GGUF").unwrap();
+    fs::write(folder.path().join("model.onnx"), "ONNX").unwrap();
     assert_variant!(refusal(folder.path(), &["no weights"]), NoWeights);
+    let truncated = tempfile::tempdir().unwrap();
+    fs::write(truncated.path().join("model.gguf"), "GGUF").unwrap();
+    assert_variant!(refusal(truncated.path(), &["model.gguf", "truncated"]), Gguf);
     for name in ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"] {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(name), "PK").unwrap();
@@ -253,7 +256,7 @@ fn pickles_and_nothing() {
     }
     fs::write(folder.path().join("pytorch_model.bin"), "PK").unwrap();
     assert_variant!(refusal(&folder.path().join("pytorch_model.bin"), &["pytorch_model.bin"]), Pickle);
-    assert_variant!(refusal(&folder.path().join("model.gguf"), &["model.gguf", ".safetensors"]), NotSafetensors);
+    assert_variant!(refusal(&folder.path().join("model.onnx"), &["model.onnx", ".safetensors"]), NotSafetensors);
     assert_variant!(refusal(&folder.path().join("gone"), &["gone"]), Missing);
     write_file(&folder.path().join("model.safetensors"), &[]).unwrap();
     assert_variant!(refusal(folder.path(), &["no tensor"]), NoTensors);
