@@ -1,6 +1,6 @@
 //! Models in object stores: S3-compatible ones, Google Cloud Storage, Azure. Read by ranges, written whole.
 //!
-//! What talks to a store is [`store`], behind the feature `object-store`; the runtime that its crate needs stays in
+//! What talks to a store is `store`, behind the feature `object-store`; the runtime that its crate needs stays in
 //! there. Credentials and endpoints come from the environment and are neither printed nor written anywhere.
 
 mod cache;

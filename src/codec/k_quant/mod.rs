@@ -2,7 +2,7 @@
 //!
 //! What is stored are ggml's own blocks, row by row and without gaps, so that a GGUF file holds the same bytes. The formats
 //! are those of ggml (`block_q4_K` and `block_q6_K` of `ggml-common.h`); how scales and codes are found is ours
-//! ([`search`]).
+//! (`search`).
 
 mod lines;
 mod q4_k;
